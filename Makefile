@@ -1,0 +1,34 @@
+# venv  demo  test  lab  bench
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: venv demo test check lab bench readme
+
+venv: .venv/.done
+
+.venv/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: venv  ## adapt the shipped model to the shipped sample and write a report
+	$(BIN)/paleotrain run dapt --preset demo
+
+check: venv  ## what a machine can say without training anything
+	$(BIN)/ruff check .
+	$(BIN)/python tests/house.py
+	$(BIN)/mypy
+
+test: check  ## everything: checks, library notebooks, end-to-end tests
+	$(BIN)/python tests/house.py --notebooks
+	$(BIN)/python -m pytest
+
+lab: venv
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+bench: venv
+	$(BIN)/python tests/bench.py
+
+readme: venv  ## README.md from nbs/index.ipynb
+	$(BIN)/python tests/house.py --write-readme

@@ -1,0 +1,42 @@
+"""What the end-to-end tests share: a place for runs, small parameters, and the command."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+SMALL = {"max_steps": 4, "eval_words": 60, "test_words": 200, "term_occurrences": 1, "logging_steps": 1, "eval_steps": 2, "save_steps": 2,
+         "early_stopping_patience": 100} # sixty words are too few to stop by: the runs end at max_steps on every machine
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch) -> Path:
+    """A folder of its own for the test's runs."""
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("PALEOTRAIN_RUNS", str(folder))
+    monkeypatch.setenv("PALEOTRAIN_PRESET", "demo")
+    return folder
+
+
+def options(parameters: dict) -> list[str]:
+    return [word for name, value in parameters.items() for word in ("-p", name, str(value))]
+
+
+def command(*words: str, cwd: Path = ROOT, timeout: int = 400) -> subprocess.CompletedProcess:
+    """Run a program of the environment to its end."""
+    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    return subprocess.run([str(BIN / words[0]), *words[1:]], cwd=cwd, capture_output=True, text=True, timeout=timeout, env=environment,
+                          stdin=subprocess.DEVNULL)
+
+
+def only_run(runs: Path) -> Path:
+    (folder,) = [p for p in runs.iterdir() if p.is_dir()]
+    return folder
+
+
+def events(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().split("\n") if line]

@@ -1,0 +1,158 @@
+"""Bad input: one line that names place, finding and fix, before any model loads, and nothing lost."""
+import json
+import os
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SMALL, command, only_run, options
+
+from paleotrain.core import UserError, load_settings, resolve
+from paleotrain.dapt import DaptConfig, load_base, prepare
+from paleotrain.runs import Run, derive_status
+
+GOOD = [json.dumps({"doc_id": f"d{i}", "text": f"Document number {i} tells of mud and shells and of a trilobite called number {i} in bed {i % 7}."})
+        for i in range(60)]
+LONG = "Sentence {} is long enough to be a paragraph of sixty characters, surely."
+
+
+def prepared(tmp_path: Path, **parameters):
+    """What run_dapt does before a model loads, in this process."""
+    settings = load_settings()
+    config, _ = resolve(DaptConfig, {"general": None, **parameters}, "demo", settings)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run = Run(folder)
+    run.update(attempts=[{"attempt": 1}], config={}, terminal=None)
+    return run, config, prepare(run, config, settings), settings
+
+
+def refusal(tmp_path: Path, **parameters) -> str:
+    with pytest.raises(UserError) as caught: prepared(tmp_path, **parameters)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def written(tmp_path: Path, name: str, text: str | bytes) -> str:
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def test_missing_folder(tmp_path):
+    assert "no_such_folder" in refusal(tmp_path, corpus=[str(tmp_path / "no_such_folder")])
+
+
+def test_empty_corpus(tmp_path):
+    assert "empty.jsonl" in refusal(tmp_path, corpus=[written(tmp_path, "empty.jsonl", "")])
+
+
+def test_broken_lines_over_the_share(tmp_path):
+    said = refusal(tmp_path, corpus=[written(tmp_path, "c.jsonl", "\n".join([*GOOD[:3], '{"text": "half']))])
+    assert "c.jsonl:4" in said and "not JSON" in said
+
+
+def test_one_broken_line_under_the_share_is_counted_and_shown(tmp_path, capsys):
+    lines = [*GOOD * 3, '{"text": 1', *(line.replace("mud", f"silt {n}") for n, line in enumerate(GOOD))]
+    run, _, data, _ = prepared(tmp_path, corpus=[written(tmp_path, "c.jsonl", "\n".join(lines))])
+    assert data.splits.report.bad == 1
+    assert "c.jsonl:181" in capsys.readouterr().err and any(json.loads(line)["kind"] == "warning" for line in run.events.read_text().splitlines())
+
+
+def test_lines_without_text_name_the_fields_found(tmp_path):
+    said = refusal(tmp_path, corpus=[written(tmp_path, "c.jsonl", '{"body": "x", "title": "y"}\n')])
+    assert "body" in said and "title" in said
+
+
+def test_bom_crlf_and_nul(tmp_path):
+    text = "\ufeff" + "\r\n".join(GOOD) + "\r\n"
+    _, _, data, _ = prepared(tmp_path, corpus=[written(tmp_path, "c.jsonl", text)])
+    assert sum(c["documents"] for c in data.splits.counts.values()) == 60
+    (tmp_path / "second").mkdir()
+    assert "NUL" in refusal(tmp_path / "second", corpus=[written(tmp_path, "nul.jsonl", b'{"text": "a\x00b"}\n')])
+
+
+def test_term_list_with_duplicates(tmp_path):
+    terms = written(tmp_path, "terms.csv", "term,category,source\nOlenus,taxon,x\nmud,rock,x\nOlenus,taxon,x\n")
+    said = refusal(tmp_path, corpus=[written(tmp_path, "c.jsonl", "\n".join(GOOD))], terms=terms)
+    assert "terms.csv:4" in said and "Olenus" in said and "duplicate" in said
+
+
+def test_evaluation_text_that_stands_in_training(tmp_path):
+    train = written(tmp_path, "train.jsonl", "\n".join(json.dumps({"doc_id": f"t{i}", "text": LONG.format(i)}) for i in range(40)))
+    test = written(tmp_path, "test.jsonl", json.dumps({"doc_id": "copy", "text": LONG.format(7)}))
+    said = refusal(tmp_path, corpus=[train], test_files=[test])
+    assert "test.jsonl" in said and "copy" in said and "training" in said
+
+
+def test_base_model_that_is_not_there(tmp_path):
+    said = refusal(tmp_path, corpus=[written(tmp_path, "c.jsonl", "\n".join(GOOD))], base_model="artifacts/no-such-model")
+    assert said.startswith("base_model: no folder 'artifacts/no-such-model'")
+
+
+def test_base_on_the_hub_while_offline(tmp_path, monkeypatch):
+    import huggingface_hub
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    run, config, data, settings = prepared(tmp_path, corpus=[written(tmp_path, "c.jsonl", "\n".join(GOOD))], base_model="nobody/no-such-model")
+    with pytest.raises(UserError, match="not in the hub's cache, and cannot be fetched .offline"): load_base(run, config, data, settings)
+
+
+def base(tmp_path: Path, headless: bool) -> str:
+    """A model whose head is missing, or random: worse than word frequencies."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from paleotrain.models import new_mlm
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "artifacts/tiny-base")
+    model = new_mlm(tokenizer, 32, 1, 2, 512)
+    with torch.no_grad(): model.lm_predictions.lm_head.bias.normal_(0, 2)
+    (model.deberta if headless else model).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+@pytest.mark.parametrize(("headless", "words"), [(True, "its prediction head is missing"), (False, "its prediction head is useless: perplexity")])
+def test_base_without_a_working_head(tmp_path, headless, words):
+    run, config, data, settings = prepared(tmp_path, corpus=[written(tmp_path, "c.jsonl", "\n".join(GOOD))], base_model=base(tmp_path, headless))
+    with pytest.raises(UserError) as caught: load_base(run, config, data, settings)
+    assert words in str(caught.value) and "recover it first: paleotrain run pretrain -p base_model" in str(caught.value)
+
+
+def test_unknown_parameter_through_the_command(runs):
+    done = command("paleotrain", "run", "dapt", "-p", "max_stesp", "40")
+    assert done.returncode == 2 and not list(runs.glob("dapt-*"))
+    assert done.stderr.strip().splitlines()[-1] == "error: max_stesp: no parameter of run_dapt; did you mean max_steps?"
+
+
+def test_mistyped_parameter_under_papermill(runs):
+    done = command("papermill", "nbs/run_dapt.ipynb", os.devnull, "-p", "max_steps", "many")
+    assert done.returncode == 1 and not list(runs.glob("dapt-*"))
+    assert done.stderr.strip().splitlines()[-1].startswith("UserError: max_steps: Input should be a valid integer")
+
+
+def test_strings_that_are_unambiguous_are_coerced(runs):
+    settings = load_settings()
+    config, _ = resolve(DaptConfig, {"add_terms": "true", "learning_rate": "2e-4", "max_steps": "40"}, "demo", settings)
+    assert (config.add_terms, config.learning_rate, config.max_steps) == (True, 2e-4, 40)
+
+
+def test_output_place_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PALEOTRAIN_RUNS", str(tmp_path / "file/runs"))
+    done = command("paleotrain", "run", "dapt")
+    assert done.returncode == 2 and "cannot be made" in done.stderr.strip().splitlines()[-1]
+
+
+def test_run_to_resume_that_does_not_exist(runs):
+    done = command("paleotrain", "run", "dapt", "--resume", "dapt-19990101-000000-0000")
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: dapt-19990101-000000-0000: no such run in")
+
+
+def test_failure_after_the_start_is_recorded_and_reported(runs, tmp_path):
+    """A run that has begun and cannot go on is failed, says why, and still has a report."""
+    done = command("paleotrain", "run", "dapt", *options(SMALL | {"corpus": written(tmp_path, "c.jsonl", "")}))
+    assert done.returncode == 2 and "c.jsonl" in done.stderr.strip().splitlines()[-1]
+    folder = only_run(runs)
+    assert derive_status(folder) == "failed" and (folder / "report.html").exists() and (folder / "run.ipynb").exists()
+    assert "c.jsonl" in json.loads((folder / "manifest.json").read_text())["terminal"]["reason"]

@@ -1,0 +1,139 @@
+"""DAPT end to end: the command, papermill from two places, a stop and a resume."""
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import BIN, ROOT, SMALL, command, events, only_run, options
+
+from paleotrain.runs import derive_status, find_run
+
+
+def files(folder: Path) -> set[str]:
+    """The run's files without what carries a run's own name or comes with the command alone."""
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {"run.ipynb"}
+
+
+def test_command_leaves_a_whole_run(runs):
+    done = command("paleotrain", "run", "dapt", *options(SMALL))
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = only_run(runs)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert derive_status(folder) == "finished" and manifest["terminal"]["steps"] == 4
+    assert {"request.json", "manifest.json", "events.jsonl", "claims.json", "samples.jsonl", "report.html", "report.ipynb", "run.ipynb",
+            "tables/metrics.csv", "tables/terms.csv", "tables/fragmentation.csv", "model/model.safetensors", "model/README.md"} <= {
+                p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    # the claims were promised before the first step
+    kinds = [(e["kind"], e.get("status"), e["step"]) for e in events(folder)]
+    assert kinds.index(("status", "claims", 0)) < next(i for i, (kind, _, _) in enumerate(kinds) if kind == "train")
+    claims = {c["id"]: c for c in json.loads((folder / "claims.json").read_text())}
+    assert claims["speed"]["verdict"] == "NOT RUN" or manifest["hardware"]["gpu"]
+    assert claims["fragmentation"]["verdict"] == "PASS" and claims["domain"]["n"] >= 100
+    # what stands in the terminal: live progress, then the claims table, then the report's place
+    assert "dapt: 100%" in done.stderr and "step/s" in done.stderr
+    assert done.stdout.count("Reads the") == 1 and done.stdout.rstrip().endswith("report.html")
+    assert manifest["config"]["max_steps"] == {"value": 4, "origin": "you", "description": "optimizer steps; wins over num_train_epochs"}
+    assert manifest["config"]["precision"]["value"] in ("bf16", "fp32", "fp16") # auto was resolved, and stays so
+    # the exported model is plain transformers
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+    model, info = AutoModelForMaskedLM.from_pretrained(folder / "model", output_loading_info=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    assert not info["missing_keys"] and not info["unexpected_keys"] and len(tokenizer("Anomalocaris")["input_ids"]) == 3
+    # the other commands, on this run
+    assert folder.name in command("paleotrain", "runs").stdout
+    assert command("paleotrain", "report", folder.name).stdout.strip() == str(folder / "report.html")
+    table = command("paleotrain", "compare", folder.name, folder.name).stdout
+    assert "domain words" in table
+    judged = command("paleotrain", "evaluate", folder.name, "--data", "data/sample/general.jsonl")
+    assert judged.returncode == 0 and "its parent" in judged.stdout and "n = " in judged.stdout, judged.stderr
+    assert "the run was given this file" in judged.stdout # as the run's own general text
+
+
+def test_papermill_and_command_leave_the_same_files(runs, tmp_path):
+    left = {}
+    for name, cwd in (("papermill, root", ROOT), ("papermill, nbs", ROOT / "nbs"), ("command, root", ROOT), ("command, nbs", ROOT / "nbs")):
+        before = set(runs.iterdir()) if runs.exists() else set()
+        if name.startswith("papermill"):
+            notebook = "nbs/run_dapt.ipynb" if cwd == ROOT else "run_dapt.ipynb"
+            done = command("papermill", notebook, str(tmp_path / "OUT.ipynb"), *options(SMALL | {"max_steps": 2}), cwd=cwd)
+        else: done = command("paleotrain", "run", "dapt", *options(SMALL | {"max_steps": 2}), cwd=cwd)
+        assert done.returncode == 0, done.stderr[-2000:]
+        (folder,) = set(runs.iterdir()) - before
+        left[name] = files(folder)
+    assert len({frozenset(v) for v in left.values()}) == 1, {k: v ^ left["command, root"] for k, v in left.items()}
+
+
+def test_papermill_as_typed_with_its_output_piped(runs):
+    done = command("papermill", "run_dapt.ipynb", *options(SMALL | {"max_steps": 2}), cwd=ROOT / "nbs")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["nbformat"] == 4 and derive_status(only_run(runs)) == "finished"
+
+
+def wait_for(condition, process, seconds=240):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, "the run ended or hung before it trained"
+        time.sleep(0.2) # polling, with a limit
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stop_and_resume(runs, number):
+    words = [str(BIN / "paleotrain"), "run", "dapt", *options(SMALL | {"max_steps": 30, "eval_steps": 15, "save_steps": 15})]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    wait_for(lambda: runs.exists() and any(p.is_dir() and '"train"' in (p / "events.jsonl").read_text() for p in runs.glob("dapt-*")
+                                           if (p / "events.jsonl").exists()), process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 130, err[-2000:]
+    folder = only_run(runs)
+    assert derive_status(folder) == "interrupted" and f"--resume {folder.name}" in err and (folder / "report.html").exists()
+    done = command("paleotrain", "run", "dapt", "--resume", folder.name, *options({"max_steps": 31}))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert derive_status(folder) == "finished"
+    steps = [e["step"] for e in events(folder) if e["kind"] == "train"]
+    assert steps == sorted(set(steps)) and steps[-1] == 31 # no step stands twice
+    assert len(json.loads((folder / "manifest.json").read_text())["attempts"]) == 2
+    refused = command("paleotrain", "run", "dapt", "--resume", folder.name, *options({"learning_rate": 1}))
+    assert refused.returncode == 2 and refused.stderr.strip().endswith("resume without it or start a new run")
+
+
+def test_a_killed_run_is_interrupted_and_resumable(runs):
+    """kill -9 on papermill and its kernel: no terminal record, lock free, and the run goes on from its checkpoint."""
+    words = [str(BIN / "papermill"), "nbs/run_dapt.ipynb", os.devnull, *options(SMALL | {"max_steps": 40, "save_steps": 2, "eval_steps": 2})]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_for(lambda: any(runs.glob("dapt-*/checkpoints/step-*/checkpoint.json")), process)
+    import psutil
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family: member.kill()
+    process.wait(timeout=60)
+    psutil.wait_procs(family, timeout=60)
+    folder = only_run(runs)
+    assert derive_status(folder) == "interrupted"
+    done = command("paleotrain", "run", "dapt", "--resume", str(folder))
+    assert done.returncode == 0, done.stderr[-2000:]
+    steps = [e["step"] for e in events(folder) if e["kind"] == "train"]
+    assert steps == list(range(1, 41)), json.loads((folder / "manifest.json").read_text())["terminal"]
+
+
+def test_parameters_cell_and_model_name_the_same_parameters():
+    from papermill.inspection import _infer_parameters
+    from papermill.iorw import load_notebook_node
+
+    from paleotrain.core import RUN_PARAMETERS
+    from paleotrain.dapt import DaptConfig
+    from paleotrain.pretrain import PretrainConfig
+    for phase, config in (("dapt", DaptConfig), ("pretrain", PretrainConfig)):
+        found = _infer_parameters(load_notebook_node(str(ROOT / f"nbs/run_{phase}.ipynb")))
+        assert [p.name for p in found] == [*RUN_PARAMETERS, *config.model_fields], phase
+        for p in found:
+            if p.name in config.model_fields: assert p.help == config.model_fields[p.name].description, p.name
+
+
+def test_find_run_by_the_beginning_of_its_id(runs):
+    from paleotrain.core import load_settings
+    (runs / "dapt-20260101-000000-abcd").mkdir(parents=True)
+    (runs / "dapt-20260101-000000-abcd/request.json").write_text("{}")
+    assert find_run("dapt-2026", load_settings()).name.endswith("abcd")

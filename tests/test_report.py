@@ -1,0 +1,202 @@
+"""The report, end to end: the notebook's own example run, whole, interrupted and bare, rendered and read back."""
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from papermill.exceptions import PapermillExecutionError
+
+from paleotrain import plots
+from paleotrain.plots import read_run
+from paleotrain.report import claims_table, compare_runs, render_report
+
+NBS = Path(__file__).parents[1] / "nbs"
+SECTIONS = ["Verdicts", "Before and after", "Curves", "Terms", "Samples", "Data", "Parameters", "Limits", "Environment", "Repeat"]
+HOSTILE = """<script>alert("x")</script><img src='http://evil.invalid/x.png' onerror=alert(1)>"""
+
+
+def example() -> dict[str, Any]:
+    "The functions that write the invented run, from the cells of 14_plots tagged `example`."
+    names: dict[str, Any] = dict(vars(plots))
+    for cell in json.loads((NBS / "14_plots.ipynb").read_text(encoding="utf-8"))["cells"]:
+        if "example" in cell["metadata"].get("tags", []): exec("".join(cell["source"]), names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = example()["example_run"](tmp_path_factory.mktemp("whole"))
+    render_report(folder)
+    return folder
+
+
+def page_of(folder: Path) -> str: return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def set_manifest(folder: Path, **entries: Any) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def requested(page: str) -> list[str]:
+    "Whatever a browser would fetch for this page: addresses in src, href, url( and @import that are neither data nor an anchor."
+    found = re.findall(r"""(?:\b(?:src|srcset|href|action|data|poster)\s*=\s*["']?|url\(\s*["']?|@import\s+["']?)([^"'\s)>]+)""", page)
+    return [address for address in found if not address.startswith(("#", "data:"))]
+
+
+def test_sections_verdicts_and_figures(whole: Path) -> None:
+    page = page_of(whole)
+    assert re.findall(r"<h2[^>]*>([^<]+)", page) == SECTIONS
+    assert re.findall(r'<a href="#([^"]+)', page) == re.findall(r'<h2 id="([^"]+)', page)
+    assert re.findall(r'class="badge ([\w-]+)"', page) == ["pass", "inconclusive", "pass", "fail", "not-run"]
+    assert "<h1>Adapting DeBERTa-v3 base to Cambrian palaeontology</h1>" in page
+    assert "<title>Adapting DeBERTa-v3 base to Cambrian palaeontology · dapt-20260304-220512-9f3a</title>" in page
+    assert page.count("<svg") == 4 and page.count("<figcaption>") == 4
+    assert '<b class="status finished">finished</b>' in page and "class=\"absent\"" not in page
+
+
+def test_plan_chunks_and_example(whole: Path) -> None:
+    page = page_of(whole)
+    rows = ["".join(re.findall(r">([^<]*)<", row)) for row in re.findall(r"<tr>.*?</tr>", page)]
+    assert "effective batch128 chunks8 x 16 accumulated" in rows
+    assert "splitdocumentswordstokenschunks" in rows and "train3121,243,8901,666,8133,273" in rows
+    masked = re.findall(r'<span style="([^"]*)">Anomalocaris</span>', page)
+    assert len(masked) == 1 and "background:" in masked[0] and "border-bottom:" in masked[0] # with or without the report's stylesheet
+    assert page.count("never occur in the training text") == 1 # a problem of the plan is a warning event too
+
+
+def test_lead_says_what_did_not_come_out(whole: Path) -> None:
+    lead = re.sub("<[^>]+>", "", re.findall(r'<p class="lead">.*?</p>', page_of(whole))[0]).replace("\u202f", " ")
+    assert "fell by 54.2 % (95 % interval 50.9 to 57.1 %), from 134 to 61.4; but the general perplexity rose by 10.8 %" in lead
+    assert "at most +3 % was asked" in lead and "Not run: “Fits the card”" in lead
+
+
+def test_page_is_small_and_asks_for_nothing(whole: Path) -> None:
+    page = page_of(whole)
+    assert len(page.encode()) < 1_000_000
+    assert requested(page) == [] and "<script" not in page and "http://" not in page and "https://" not in page
+    assert requested('<img src="http://a.invalid/x.png"><link href=/style.css>') == ["http://a.invalid/x.png", "/style.css"] # it can fail
+    assert "default-src 'none'" in page
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    names = example()
+    folder = names["example_run"](tmp_path)
+    spoilt = names["example_manifest"]()
+    for key in ("title", "command", "baseline"): spoilt[key] = HOSTILE
+    spoilt["config"]["max_steps"] |= {"value": HOSTILE, "origin": HOSTILE, "description": HOSTILE}
+    spoilt["inputs"][0] |= {"path": HOSTILE, "licence": HOSTILE, "role": HOSTILE, "sha256": HOSTILE}
+    spoilt["data"] |= {"test_units": [HOSTILE], "overlap": HOSTILE, "split_by": HOSTILE}
+    spoilt["parent"] |= {"model": HOSTILE, "head": HOSTILE}
+    spoilt["hardware"] |= {"cpu": HOSTILE, "gpu": HOSTILE}
+    spoilt["terminal"]["reason"] = HOSTILE
+    spoilt["plan"] = {"rows": [[HOSTILE] * 3], "problems": [HOSTILE]}
+    spoilt["example"][0] |= {"text": HOSTILE, "kind": HOSTILE}
+    (folder / "manifest.json").write_text(json.dumps(spoilt))
+    claims = names["example_claims"]()
+    for claim in claims: claim |= {key: HOSTILE for key in ("statement", "metric", "criterion", "note", "unit")}
+    (folder / "claims.json").write_text(json.dumps(claims))
+    sample = {"left": HOSTILE, "hidden": HOSTILE, "right": HOSTILE, "before": [[HOSTILE, .5]], "after": [[HOSTILE, .5]]}
+    (folder / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+    table = folder / "tables/terms.csv"
+    table.write_text(table.read_text().replace("Anomalocaris,", '"<script>alert(""x"")</script>",'))
+    warning = {"step": 1, "kind": "warning", "message": HOSTILE}
+    with (folder / "events.jsonl").open("a") as file: file.write(f"\n{json.dumps(warning)}\n")
+    page = render_report(folder).read_text(encoding="utf-8")
+    assert "<script" not in page and "<img" not in page
+    assert page.count("&lt;script&gt;") > 25
+    assert re.findall(r"<h2[^>]*>([^<]+)", page) == SECTIONS
+
+
+def test_interrupted_run_shows_what_it_has(tmp_path: Path) -> None:
+    folder = example()["example_run"](tmp_path)
+    set_manifest(folder, terminal=None)
+    claims = [{k: c[k] for k in ("id", "statement", "metric", "criterion", "threshold", "unit")} | {"verdict": "NOT RUN"}
+              for c in json.loads((folder / "claims.json").read_text())]
+    (folder / "claims.json").write_text(json.dumps(claims)) # as they are promised before the first step
+    shutil.rmtree(folder / "tables"); (folder / "samples.jsonl").unlink()
+    page = render_report(folder).read_text(encoding="utf-8")
+    assert '<b class="status interrupted">' in page and "was interrupted at step 1,800 of 2,000" in page
+    assert "No result has been judged yet." in page and page.count('class="badge not-run"') == 5
+    assert page.count("<svg") == 2 # the curves are there, the comparison is not
+    for sentence in ("No evaluation yet.", "No terms evaluated.", "No fragmentation measured.", "No samples yet."):
+        assert sentence in page
+
+
+def test_running_and_failed_are_told_apart(tmp_path: Path) -> None:
+    folder = example()["example_run"](tmp_path)
+    set_manifest(folder, terminal=None)
+    with FileLock(folder / "writer.lock"):
+        assert read_run(folder).status == "running"
+        assert "is still running, at step 1,800" in render_report(folder).read_text(encoding="utf-8")
+    set_manifest(folder, terminal={"status": "failed", "reason": "loss became NaN at layer 3"})
+    page = render_report(folder).read_text(encoding="utf-8")
+    assert "failed at step 1,800 of 2,000 (loss became NaN at layer 3)" in page and '<b class="status failed">' in page
+
+
+def test_bare_manifest_and_broken_files(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    page = render_report(tmp_path).read_text(encoding="utf-8")
+    assert re.findall(r"<h2[^>]*>([^<]+)", page) == SECTIONS and page.count('class="absent"') >= 10
+    (tmp_path / "claims.json").write_text("[{")
+    (tmp_path / "samples.jsonl").write_text('{"left": "a"\n')
+    page = render_report(tmp_path).read_text(encoding="utf-8")
+    assert "Cannot read claims.json" in page and "Cannot read samples.jsonl" in page
+
+
+def test_a_report_that_cannot_be_made_leaves_the_old_one(whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    before = page_of(folder)
+    (folder / "tables/terms.csv").write_text("term,n,nats_before,nats_after\nx,many,1,1\n")
+    with pytest.raises(PapermillExecutionError): render_report(folder)
+    assert page_of(folder) == before and not list(folder.glob(".*tmp"))
+
+
+def test_as_a_subprocess(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"run_id": "dapt-x"}')
+    done = subprocess.run([sys.executable, "-m", "paleotrain.report", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == str(tmp_path.resolve() / "report.html") and done.stderr == ""
+    wrong = subprocess.run([sys.executable, "-m", "paleotrain.report", tmp_path / "none"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and wrong.stderr.strip().endswith("paleotrain runs lists them") and "Traceback" not in wrong.stderr
+
+
+def test_terminal_tables(whole: Path, tmp_path: Path) -> None:
+    lines = claims_table(whole).splitlines()
+    assert max(map(len, lines)) <= 110 and len(lines) == 7
+    other = Path(shutil.copytree(whole, tmp_path / "other"))
+    config = json.loads((other / "manifest.json").read_text())["config"]
+    config["learning_rate"]["value"] = 1e-4
+    set_manifest(other, config=config, run_id="dapt-other")
+    text = compare_runs([whole, other])
+    assert text.splitlines()[-1].split() == ["learning_rate", "5e-05", "0.0001"] and "max_steps" not in text
+
+
+def page_requests(page: Path, tmp_path: Path, browser: str) -> list[str]:
+    "Addresses that the page itself makes a headless browser fetch; the browser's own have no origin and are left out."
+    log = tmp_path / "net.json"
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
+             "--disable-component-update", "--disable-dev-shm-usage", "--virtual-time-budget=2000", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    places = [f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}", f"--screenshot={tmp_path / 'page.png'}"]
+    subprocess.run([browser, *quiet, *places, page.as_uri()], check=True, capture_output=True, timeout=120)
+    assert (tmp_path / "page.png").stat().st_size > 0
+    text = log.read_text(encoding="utf-8").rstrip().rstrip(",")
+    try: record = json.loads(text)
+    except ValueError: record = json.loads(text + "]}") # the browser left before it closed its log
+    start = record["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
+    jobs = [event["params"] for event in record["events"] if event["type"] == start and "url" in event.get("params", {})]
+    return [job["url"] for job in jobs if job.get("initiator") != "not an origin"]
+
+
+def test_a_browser_requests_nothing(whole: Path, tmp_path: Path) -> None:
+    browser = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    if browser is None: pytest.skip("no chromium on PATH: the page was not opened in a browser")
+    control = tmp_path / "control.html"
+    control.write_text('<img src="http://control.invalid/x.png"><script src="https://cdn.invalid/a.js"></script>')
+    assert page_requests(control, tmp_path, browser) == ["http://control.invalid/x.png", "https://cdn.invalid/a.js"] # the log sees requests
+    shutil.rmtree(tmp_path / "profile")
+    assert page_requests(whole / "report.html", tmp_path, browser) == []
