@@ -77,7 +77,7 @@ def chunk_bounds(
         bounds.append((start, end)); start = end
     return bounds
 
-# %% ../nbs/04_batches.ipynb #bf441fbc
+# %% ../nbs/04_batches.ipynb #95edf035
 def encode_document(
     document: Document,
     tokenizer: Any, # a fast tokenizer
@@ -93,6 +93,7 @@ def encode_document(
                "units": [-1, *(units[start:end] - units[start]).tolist(), -1],
                "term": [0, *is_term[start:end].astype(int).tolist(), 0]}
 
+# %% ../nbs/04_batches.ipynb #e4f22385
 def tokenizer_hash(tokenizer: Any) -> str:
     "SHA-256 of all that decides how a fast tokenizer cuts text."
     return sha256(tokenizer.backend_tokenizer.to_str())

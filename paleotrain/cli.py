@@ -42,7 +42,7 @@ def make_parser(settings: Settings) -> argparse.ArgumentParser:
     evaluate.add_argument("--data", required=True, nargs="+", metavar="PATH", help="files, folders or globs (.jsonl, .txt)")
     return parser
 
-# %% ../nbs/16_cli.ipynb #0d48580a
+# %% ../nbs/16_cli.ipynb #6caf5f1a
 def request_stop(folder: Path) -> None:
     "On the first Ctrl-C or SIGTERM ask the run to stop at its next step; on the second do not wait."
     def handler(number: int, _frame: Any) -> None:
@@ -65,6 +65,7 @@ def execute(
     except (PapermillExecutionError, KeyboardInterrupt) as error: return error
     return None
 
+# %% ../nbs/16_cli.ipynb #223f109f
 def run_phase(arguments: argparse.Namespace, settings: Settings) -> int:
     "Execute a run notebook in its run directory; the exit code says how it went."
     import yaml

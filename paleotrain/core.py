@@ -145,7 +145,7 @@ def given_parameters(
     refuse_unknown(injected, known, notebook)
     return {n: namespace[n] for n in known if n in injected or namespace.get(n) is not None}
 
-# %% ../nbs/00_core.ipynb #f81f6958
+# %% ../nbs/00_core.ipynb #d4e0d41a
 def read_preset(
     name: str, # file name in nbs/presets, without .yaml
     settings: Settings,
@@ -163,6 +163,7 @@ def presets(settings: Settings, phase: str | None = None) -> list[str]:
     names = sorted(path.stem for path in (settings.nbs / "presets").glob("*.yaml"))
     return [name for name in names if phase in (None, read_preset(name, settings).get("phase"))]
 
+# %% ../nbs/00_core.ipynb #09f7a383
 def validated(
     config: type[ConfigT], # the phase's model
     values: Mapping[str, Any], # name to value

@@ -73,7 +73,7 @@ class DaptData:
     pattern: Any # compiled, or None
     windows: dict[str, list[Window]] # domain, terms, general; each for validation and test, as in "domain/test"
 
-# %% ../nbs/08_dapt.ipynb #6399b931
+# %% ../nbs/08_dapt.ipynb #dcc65e0d
 def prepare(run: Run, config: DaptConfig, settings: Settings) -> DaptData:
     "Read, split and check all text, before any model loads; the run's manifest learns what was read."
     check_base(base_path(config, settings))
@@ -102,6 +102,7 @@ def prepare(run: Run, config: DaptConfig, settings: Settings) -> DaptData:
         if part and broken: run.warn(f"{part.report.bad} broken lines were left out, first: {broken[0]}")
     return DaptData(splits, general, terms, pattern, windows)
 
+# %% ../nbs/08_dapt.ipynb #aefadd52
 def base_path(config: DaptConfig, settings: Settings) -> str:
     "The base model's folder, or its hub name if there is no such folder."
     place = locate(config.base_model, settings)
@@ -162,7 +163,7 @@ def load_base(run: Run, config: DaptConfig, data: DaptData, settings: Settings) 
     loaded.model.to(pick_device())
     return Base(loaded, tokenizer, added, {i: ids for ids in added.values() for i in ids}, old)
 
-# %% ../nbs/08_dapt.ipynb #0a2830f2
+# %% ../nbs/08_dapt.ipynb #f096b996
 def dapt_claims(config: DaptConfig) -> list[dict[str, Any]]:
     "What a DAPT run promises, before its first step."
     limit = f"<= {config.memory_limit_gb:g} GB" if config.memory_limit_gb else "no limit given"
@@ -184,6 +185,7 @@ class DaptPlan:
     mix: ChunkMix
     masker: WordMasker
 
+# %% ../nbs/08_dapt.ipynb #df622596
 def plan_dapt(run: Run, config: DaptConfig, data: DaptData, base: Base, settings: Settings) -> tuple[DaptPlan, DaptConfig]:
     "Chunks, plan and claims; `auto` is resolved here, once, and stays resolved."
     device = pick_device()
@@ -212,6 +214,7 @@ def plan_dapt(run: Run, config: DaptConfig, data: DaptData, base: Base, settings
     if not (run.folder / "claims.json").exists(): promise(run, dapt_claims(config))
     return DaptPlan(plan, mix, masker), config
 
+# %% ../nbs/08_dapt.ipynb #51068bb2
 def masked_example(mix: ChunkMix, masker: WordMasker, most: int = 120) -> list[dict[str, Any]]:
     "One training chunk token by token, with what was done to each; the first chunk of the first batch."
     chunk = mix.sources[0][int(np.argmax(mix.lengths[0] >= min(most, mix.lengths[0].max())))]

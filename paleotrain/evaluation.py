@@ -100,7 +100,7 @@ def set_claim(
     entry |= {"value": value, "low": value, "high": value, "n": n, "baseline": baseline, "note": note,
               "verdict": "NOT RUN" if ok is None else "PASS" if ok else "FAIL"}
 
-# %% ../nbs/07_evaluation.ipynb #c6700f1f
+# %% ../nbs/07_evaluation.ipynb #5715276d
 METRICS = (("domain", "domain", "domain words"), ("rare_terms", "terms", "rare-term occurrences"), ("general", "general", "general words"))
 
 def metric_row(metric: str, unit: str, c: Comparison) -> dict[str, Any]:
@@ -115,6 +115,7 @@ def by_term(scores: Scores) -> Scores:
     mean = np.bincount(which, scores.nats) / np.bincount(which)
     return Scores(mean, np.ones(len(names), dtype=np.int64), np.array([len(n) for n in names]), names.tolist(), names.tolist())
 
+# %% ../nbs/07_evaluation.ipynb #2a1cff2f
 def metric_rows(scores: Mapping[str, tuple[Scores, Scores]], results: Mapping[str, Comparison]) -> list[dict[str, Any]]:
     "One row a metric: before, after and change with intervals; per word, per occurrence, per character, macro over terms."
     rows = []

@@ -52,7 +52,7 @@ def cut_window(
     while centre < end < len(text) and not text[end].isspace(): end -= 1
     return start, end
 
-# %% ../nbs/06_metrics.ipynb #210526ec
+# %% ../nbs/06_metrics.ipynb #1cd65d5c
 def word_windows(
     documents: Sequence[Document], # of an evaluation split
     terms: re.Pattern[str] | None, # from corpus.term_pattern
@@ -86,6 +86,7 @@ def _hide_words(text: str, unit: str, terms: re.Pattern[str] | None, share: floa
     chosen = sorted(rng.permutation(len(candidates))[:max(1, wanted)]) if candidates else []
     return Window(text, unit, tuple(candidates[i] for i in chosen))
 
+# %% ../nbs/06_metrics.ipynb #8caa7fb5
 def term_windows(
     documents: Sequence[Document], # of an evaluation split
     terms: re.Pattern[str] | None,
@@ -127,7 +128,7 @@ def span_tokens(
         if (core < end and b > start and core < b) or (core == b == start): found.append(i)
     return found
 
-# %% ../nbs/06_metrics.ipynb #99a5649d
+# %% ../nbs/06_metrics.ipynb #4f8a882f
 @dataclass
 class Scores:
     "Nats of every target, in one order for all models: window by window."
@@ -158,6 +159,7 @@ def _rows(window: Window, coded: Mapping[str, Any], mask: int, first: int) -> It
             for i in span[:known]: ids[i] = coded["input_ids"][i]
             yield _Row(ids, [(span[known], coded["input_ids"][span[known]], first + n)]), []
 
+# %% ../nbs/06_metrics.ipynb #2a2ce462
 def score(
     model: Any, # a masked language model
     tokenizer: Any, # its fast tokenizer
@@ -183,6 +185,7 @@ def score(
     return Scores(nats, np.array(pieces), np.array([t.end - t.start for t in targets]),
                   [w.unit for w in windows for _ in w.targets], [t.term for t in targets])
 
+# %% ../nbs/06_metrics.ipynb #3cea279b
 def _forward(model: Any, pad: int, rows: list[_Row], batch_tokens: int) -> Iterator[tuple[list[tuple[int, int, int]], torch.Tensor]]:
     "Batches of (token, target, line) with the logits [lines, vocabulary] at the asked positions; rows of like length go together."
     device, was_training = next(model.parameters()).device, model.training
@@ -223,7 +226,7 @@ def top_words(
         answers.append([(tokenizer.decode([i]).strip() or tokenizer.convert_ids_to_tokens(i), round(p, 4)) for i, p in found])
     return answers
 
-# %% ../nbs/06_metrics.ipynb #11e198f2
+# %% ../nbs/06_metrics.ipynb #881a2b06
 @dataclass
 class Figure:
     "A perplexity with its interval."
@@ -246,6 +249,7 @@ class Comparison:
 
 FEW_UNITS = 20 # fewer is too few for a verdict
 
+# %% ../nbs/06_metrics.ipynb #8f83be0d
 def resampled_means(
     scores: Sequence[Scores], # of the same targets
     per: str = "words", # divide summed nats by words, or by characters

@@ -47,7 +47,7 @@ def parameter_count(model: nn.Module) -> int:
     "Number of parameters, shared ones once."
     return sum(p.numel() for p in model.parameters())
 
-# %% ../nbs/05_models.ipynb #8b0f1002
+# %% ../nbs/05_models.ipynb #7a6a102e
 @dataclass
 class LoadedModel:
     "A masked language model with its tokenizer, as loaded."
@@ -72,6 +72,7 @@ def check_base(
         raise UserError("base_model", f"no folder {str(name)!r}", "give a saved model's folder or a hub name such as microsoft/deberta-v3-base")
     return str(name)
 
+# %% ../nbs/05_models.ipynb #b37df973
 def load_mlm(
     name: str | Path, # folder, or hub name such as microsoft/deberta-v3-base
 ) -> LoadedModel:

@@ -46,7 +46,7 @@ class TrainConfig(PhaseConfig):
     tracker_project: str = Field("paleotrain", description="W&B project")
     tracker_tags: list[str] = Field([], description="W&B tags")
 
-# %% ../nbs/06_plan.ipynb #4365fd59
+# %% ../nbs/06_plan.ipynb #4241e45e
 @dataclass
 class Plan:
     "What a training will do, as rows to read, and what is wrong with it."
@@ -59,6 +59,7 @@ class Plan:
         rows = [f"{name:26}{value:>16}   {remark}" for name, value, remark in self.rows]
         return "\n".join([*rows, *(f"note: {problem}" for problem in self.problems)])
 
+# %% ../nbs/06_plan.ipynb #ccfd01b5
 def make_plan(
     config: TrainConfig,
     tokens_per_epoch: int, # of training text and replay

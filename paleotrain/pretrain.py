@@ -48,7 +48,7 @@ class PretrainConfig(TrainConfig):
     def several(cls, value: Any) -> Any: # papermill's -p gives a string
         return [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
 
-# %% ../nbs/09_pretrain.ipynb #de25d335
+# %% ../nbs/09_pretrain.ipynb #e3e9cfd4
 @dataclass
 class PretrainData:
     "Splits and hidden words."
@@ -84,6 +84,7 @@ def load_or_make(run: Run, config: PretrainConfig, data: PretrainData, settings:
     loaded.model.to(pick_device())
     return loaded
 
+# %% ../nbs/09_pretrain.ipynb #aefc3f00
 def plan_pretrain(
     run: Run, config: PretrainConfig, data: PretrainData, loaded: LoadedModel, settings: Settings,
 ) -> tuple[Plan, ChunkMix, WordMasker, PretrainConfig]:

@@ -85,7 +85,7 @@ def environment() -> dict[str, Any]:
                 "cores": os.cpu_count(), "threads": torch.get_num_threads(), "memory_gb": round(psutil.virtual_memory().total / 2**30, 1), "gpu": gpu}
     return {"versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES}, "hardware": hardware}
 
-# %% ../nbs/01_runs.ipynb #49a02206
+# %% ../nbs/01_runs.ipynb #23b51eea
 RESUMABLE = ("max_steps", "tracker", "dataloader_num_workers") # what a resume may change
 
 def now() -> str:
@@ -96,6 +96,7 @@ def new_run_id(phase: str) -> str:
     "`<phase>-<yyyymmdd>-<hhmmss>-<4 hex>`, or what the command that starts the notebook has fixed."
     return os.environ.pop("PALEOTRAIN_RUN_ID", "") or f"{phase}-{datetime.now():%Y%m%d-%H%M%S}-{os.urandom(2).hex()}"
 
+# %% ../nbs/01_runs.ipynb #bc338f3e
 class Run:
     "One run directory, open for writing by this process alone."
     def __init__(self,
@@ -216,7 +217,7 @@ def watch_cells(run: Run) -> None:
         else: finish(run, "failed", f"{type(error).__name__}: {error}".splitlines()[0], steps=step)
     shell.events.register("post_run_cell", after_cell)
 
-# %% ../nbs/01_runs.ipynb #b90680f5
+# %% ../nbs/01_runs.ipynb #c41f5b09
 def open_run(
     phase: str, # dapt, pretrain, ...
     config_type: type[ConfigT], # the phase's model
@@ -243,6 +244,7 @@ def open_run(
     watch_cells(run)
     return run, config
 
+# %% ../nbs/01_runs.ipynb #8472ad39
 def described(config: PhaseConfig, origin: Mapping[str, str]) -> dict[str, Any]:
     "Each parameter with value, origin and description, as the manifest keeps them."
     return {name: {"value": value, "origin": origin[name], "description": type(config).model_fields[name].description}

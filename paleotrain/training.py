@@ -28,7 +28,7 @@ from .runs import Interrupted, Run, checkpoints
 
 if TYPE_CHECKING: from transformers import PreTrainedModel
 
-# %% ../nbs/07_training.ipynb #9682141e
+# %% ../nbs/07_training.ipynb #b7c5420a
 @dataclass
 class Tally:
     "Running sums since the beginning of the run, saved with each checkpoint."
@@ -41,6 +41,7 @@ class Tally:
     best_step: int = 0
     stale: int = 0 # evaluations since the last improvement worth the name
 
+# %% ../nbs/07_training.ipynb #e19bb1ef
 def nan_layer(model: nn.Module, inputs: dict[str, torch.Tensor]) -> str:
     "Name of the first layer whose output is not finite on these inputs."
     found: list[str] = []
@@ -55,6 +56,7 @@ def nan_layer(model: nn.Module, inputs: dict[str, torch.Tensor]) -> str:
     finally: [hook.remove() for hook in hooks]
     return found[0] if found else "the loss"
 
+# %% ../nbs/07_training.ipynb #b3df6bea
 def make_trainer(
     model: "PreTrainedModel", # with `use_summed_loss`
     args: Any, # TrainingArguments
@@ -261,7 +263,7 @@ def memory_gb() -> float:
     if torch.cuda.is_available(): return round(torch.cuda.max_memory_reserved() / 2**30, 3)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20), 3)
 
-# %% ../nbs/07_training.ipynb #31182261
+# %% ../nbs/07_training.ipynb #fcf34d3c
 @dataclass
 class Trained:
     "How a training ended."
@@ -270,6 +272,7 @@ class Trained:
     seconds: float # of training alone
     waited: float # share of them spent waiting for data
 
+# %% ../nbs/07_training.ipynb #8b254ec8
 def train(
     run: Run,
     config: TrainConfig, # with `auto` resolved
