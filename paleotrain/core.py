@@ -8,7 +8,7 @@ __all__ = ['ConfigT', 'RUN_PARAMETERS', 'UserError', 'Settings', 'find_root', 'l
            'resolve', 'set_seed', 'sha256', 'sha256_file', 'stable_fraction', 'fsync_dir', 'atomic_file',
            'atomic_write', 'write_json', 'read_json', 'atomic_dir']
 
-# %% ../nbs/00_core.ipynb #a59d3759
+# %% ../nbs/00_core.ipynb #5ea5eda4
 import ast
 import configparser
 import difflib
@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -80,7 +81,7 @@ def load_settings(
     if not values["seed"].isdecimal(): raise UserError("settings.ini:seed", repr(values["seed"]), "write a whole number, as in 42")
     return Settings(**values | {"seed": int(values["seed"])})
 
-# %% ../nbs/00_core.ipynb #fdab82c3
+# %% ../nbs/00_core.ipynb #7b0c8d6d
 def locate(
     path: str | Path, # as typed: relative, absolute, or with ~; a glob is allowed
     settings: Settings,
@@ -94,15 +95,14 @@ def locate(
 def located(paths: Sequence[str] | None, settings: Settings) -> list[str] | None:
     "Paths as `documents.expand` wants them: a setting's name in braces is filled in, as in `{corpora}/geology`."
     if paths is None: return None
-    places = {name: str(getattr(settings, name)) for name in ("data", "artifacts", "runs", "corpora")}
-    return [path.format_map(places) if "{" in path else path for path in paths]
+    return [re.sub(r"\{(data|artifacts|runs|corpora)\}", lambda name: str(getattr(settings, name[1])), path) for path in paths]
 
 def shown_path(path: str | Path, settings: Settings) -> str:
     "A path as the manifest keeps it: relative to the corpora or to the project where it lies there, so that no home folder is published."
     place = Path(path).resolve()
     for root, name in ((settings.corpora, "{corpora}/"), (settings.root, "")):
         if place.is_relative_to(root): return name + place.relative_to(root).as_posix()
-    return place.name
+    return f".../{place.parent.name}/{place.name}"
 
 # %% ../nbs/00_core.ipynb #a9616b30
 class PhaseConfig(BaseModel):
@@ -263,7 +263,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError: raise UserError(path, "no such file", "check the path") from None
     except ValueError as error: raise UserError(path, f"not JSON ({error})", "mend or remove the file") from None
 
-# %% ../nbs/00_core.ipynb #52a22055
+# %% ../nbs/00_core.ipynb #72600b4a
 @contextmanager
 def atomic_dir(
     path: Path, # appears complete when the block ends well; an older one is replaced
@@ -278,7 +278,9 @@ def atomic_dir(
         for file in aside.rglob("*"):
             if file.is_file():
                 with file.open("rb") as handle: os.fsync(handle.fileno())
-        if path.exists(): shutil.rmtree(path)
+        old = aside.with_suffix(".old")
+        if path.exists(): path.rename(old)
         aside.rename(path)
         fsync_dir(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     finally: shutil.rmtree(aside, ignore_errors=True)

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['GENERAL_TEST', 'GENERAL_VALIDATION', 'DaptConfig', 'DaptData', 'prepare', 'base_path', 'data_summary',
-           'check_parent_text', 'Base', 'check_head', 'load_base', 'dapt_claims', 'DaptPlan', 'plan_dapt',
-           'masked_example', 'validate', 'train_dapt', 'compared', 'measured_claims', 'fragmentation_rows',
+           'check_parent_text', 'Base', 'check_head', 'check_length', 'load_base', 'dapt_claims', 'DaptPlan',
+           'plan_dapt', 'masked_example', 'validate', 'train_dapt', 'compared', 'measured_claims', 'fragmentation_rows',
            'judge_dapt']
 
-# %% ../nbs/08_dapt.ipynb #eecef72d
+# %% ../nbs/08_dapt.ipynb #adb9aefb
 import math
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,16 @@ from .batches import ChunkMix, WordMasker, tokenizer_hash, write_chunks
 from .core import Settings, UserError, locate, located, read_json, sha256_file, shown_path, write_json
 from .corpus import Splits, Term, find_terms, load_splits, read_terms, term_pattern
 from paleotrain.evaluation import (
-    METRICS, batch_tokens, claim, cloze, evaluation_windows, export_model, judged, metric_rows, set_claim, term_rows, write_samples,
+    METRICS, batch_tokens, claim, cloze, evaluation_windows, export_model, fit_windows, judged, metric_rows, set_claim, term_rows, write_samples,
 )
 from .metrics import Scores, Window, compare, perplexity, score, unigram_scores
-from .models import LoadedModel, check_base, extend_model, load_mlm, parameter_count, pick_device, pick_precision
+from .models import LoadedModel, check_base, extend_model, load_mlm, parameter_count, pick_device, pick_precision, usable_positions
 from .plan import Plan, TrainConfig, make_plan
-from .runs import Run, best_checkpoint, finish, frozen, promise, read_events, write_table
+from .runs import Run, best_checkpoint, finish, frozen, promise, read_events, refuse_changed, same_parent, write_table
 from .tokenizer import extend_tokenizer, fragmentation
 from .training import Trained, memory_gb, train
 
-# %% ../nbs/08_dapt.ipynb #d4a4fd69
+# %% ../nbs/08_dapt.ipynb #9ca29c82
 class DaptConfig(TrainConfig):
     "Parameters of a DAPT run, beside those of every training."
     domain: str = Field("the domain", description="what the text is about, in words for the report's title")
@@ -50,6 +50,7 @@ class DaptConfig(TrainConfig):
     terms: str | None = Field(None, description="term list (CSV with term, category, source); None: no terms")
     add_terms: bool = Field(True, description="give single-word terms a token of their own")
     whole_word_share: float = Field(1.0, ge=0, le=1, description="share of chunks masked by whole words; the others hide words from a random piece on")
+    replay_whole_word_share: float = Field(1.0, ge=0, le=1, description="the same for replayed general text")
     term_boost: float = Field(1.0, ge=1, le=20, description="how much more often a term is masked than a plain word")
     eval_words: int = Field(1500, ge=20, description="hidden words scored at each evaluation; more is slower and steadier")
     test_words: int = Field(6000, ge=20, description="hidden words scored on the test split")
@@ -73,7 +74,7 @@ class DaptData:
     pattern: Any # compiled, or None
     windows: dict[str, list[Window]] # domain, terms, general; each for validation and test, as in "domain/test"
 
-# %% ../nbs/08_dapt.ipynb #dcc65e0d
+# %% ../nbs/08_dapt.ipynb #17fce31a
 def prepare(run: Run, config: DaptConfig, settings: Settings) -> DaptData:
     "Read, split and check all text, before any model loads; the run's manifest learns what was read."
     check_base(base_path(config, settings))
@@ -83,26 +84,29 @@ def prepare(run: Run, config: DaptConfig, settings: Settings) -> DaptData:
     splits = load_splits(located(config.corpus, settings) or [], settings, test_files=located(config.test_files, settings),
                          validation_files=located(config.validation_files, settings), test_fraction=config.test_fraction,
                          validation_fraction=config.validation_fraction, seed=config.seed)
-    for split in ("train", "validation", "test"):
+    for split in ("validation", "test"):
         if not splits.counts[split]["documents"]:
-            raise UserError("corpus", f"no document in the {split} split", "give more documents, a larger fraction, or name files for it")
+            raise UserError("corpus", f"none of its {sum(c['documents'] for c in splits.counts.values())} documents fell to the {split} split",
+                            f"give more documents, raise {split}_fraction, or name {split}_files")
     general = None
     if config.general:
         general = load_splits(located(config.general, settings) or [], settings, test_fraction=GENERAL_TEST,
-                              validation_fraction=GENERAL_VALIDATION, seed=config.seed)
+                              validation_fraction=GENERAL_VALIDATION, seed=config.seed, name="general", apart=splits)
     windows = evaluation_windows(splits, "domain", config, pattern, config.term_occurrences) | evaluation_windows(general, "general", config, None)
-    inputs = [entry | {"role": role} for role, part in (("corpus", splits), ("general", general)) if part for entry in part.report.files]
-    if terms_file: inputs.append({"role": "terms", "path": str(terms_file), "sha256": sha256_file(terms_file), "bytes": terms_file.stat().st_size,
-                                  "documents": None, "licence": None})
-    for entry in inputs: entry["path"] = shown_path(entry["path"], settings)
+    inputs = splits.inputs("corpus", settings) + (general.inputs("general", settings) if general else [])
+    if terms_file: inputs.append({"role": "terms", "path": shown_path(terms_file, settings), "sha256": sha256_file(terms_file),
+                                  "bytes": terms_file.stat().st_size, "documents": None, "licence": None})
+    refuse_changed(run, inputs)
     run.update(title=f"Adapting {Path(config.base_model).name} to {config.domain}", inputs=inputs, data=data_summary(splits, general))
     check_parent_text(run, inputs, base_path(config, settings))
     for part in (splits, general):
         broken = [line for file in part.report.files for line in file["bad_lines"]] if part else []
         if part and broken: run.warn(f"{part.report.bad} broken lines were left out, first: {broken[0]}")
+    for split in ("validation", "test"):
+        if general and not general.counts[split]["documents"]: run.warn(f"no general document fell to the {split} split: forgetting is not measured there")
     return DaptData(splits, general, terms, pattern, windows)
 
-# %% ../nbs/08_dapt.ipynb #aefadd52
+# %% ../nbs/08_dapt.ipynb #7cd958f9
 def base_path(config: DaptConfig, settings: Settings) -> str:
     "The base model's folder, or its hub name if there is no such folder."
     place = locate(config.base_model, settings)
@@ -113,18 +117,18 @@ def data_summary(splits: Splits, general: Splits | None) -> dict[str, Any]:
     roles = {"replay": "train", "validation": "validation", "test": "test"}
     return {"unit": "document", "split_by": splits.split_by, "splits": {s: dict(splits.counts[s]) for s in ("train", "validation", "test")},
             "general": {role: dict(general.counts[split]) for role, split in roles.items()} if general else None,
-            "overlap": splits.overlap, "test_units": splits.ids["test"]}
+            "overlap": splits.overlap + (f" Of general text, {general.overlap}" if general else ""), "test_units": splits.ids["test"]}
 
 def check_parent_text(run: Run, inputs: Sequence[Mapping[str, Any]], base: str) -> None:
     "Warn where a file to evaluate on is one that the base model was trained on, as far as its manifest tells."
-    path = Path(base) / "manifest.json"
-    if not path.is_file(): return
-    known = {entry["sha256"] for entry in read_json(path).get("inputs", [])}
-    both = [entry["path"] for entry in inputs if entry["sha256"] in known and entry["role"] != "terms"]
+    path = next((p for p in (Path(base) / "manifest.json", Path(base).parent / "manifest.json") if p.is_file()), None) # of a card, or of a run
+    if path is None: return
+    known = {entry["sha256"] for entry in read_json(path).get("inputs", []) if "train" in entry.get("splits", ["train"])}
+    both = [entry["path"] for entry in inputs if entry["sha256"] in known and set(entry.get("splits", [])) & {"validation", "test"}]
     run.check("base model has not seen the evaluation files", not both, ", ".join(both) or "no file is among the base model's training files")
     if both: run.warn(f"the base model was itself trained on {', '.join(both)}: figures on this text are flattered before and after")
 
-# %% ../nbs/08_dapt.ipynb #371ac10f
+# %% ../nbs/08_dapt.ipynb #6464d582
 @dataclass
 class Base:
     "The model to adapt, with its own tokenizer and the extended one."
@@ -139,28 +143,39 @@ def check_head(run: Run, loaded: LoadedModel, data: DaptData) -> str:
     fix = "recover it first: paleotrain run pretrain -p base_model <this base> -p corpus <general text>, then adapt that run's model/"
     if loaded.head == "absent": raise UserError(loaded.name, "its prediction head is missing, so it cannot fill in words", fix)
     kind, part, windows = "domain text", data.splits, data.windows["domain/validation"]
-    if data.general: kind, part, windows = "general English", data.general, data.windows["general/validation"]
+    if data.general and data.windows["general/validation"]: kind, part, windows = "general English", data.general, data.windows["general/validation"]
     texts = (d.text for d in islice(part.documents("train"), 2000))
-    model, unigram = perplexity(score(loaded.model, loaded.tokenizer, windows)), perplexity(unigram_scores(loaded.tokenizer, texts, windows))
+    scores = score(loaded.model, loaded.tokenizer, windows)
+    model, unigram = perplexity(scores), perplexity(unigram_scores(loaded.tokenizer, texts, windows))
+    guess = perplexity(replace(scores, nats=scores.pieces.astype(np.float64) * math.log(len(loaded.tokenizer)))) # every piece equally likely
     told = f"perplexity {model.value:,.0f} a word on {kind}, a unigram model has {unigram.value:,.0f} (n = {model.n})"
-    run.check("prediction head works", model.value < unigram.value, told)
-    if model.value >= unigram.value: raise UserError(loaded.name, f"its prediction head is useless: {told}", fix)
-    return f"present and at work: {told}"
+    works = model.value < unigram.value
+    run.check("prediction head works", works, told)
+    if works: return f"present and at work: {told}"
+    if kind == "general English" or not model.value < guess.value: raise UserError(loaded.name, f"its prediction head is useless: {told}", fix)
+    run.warn(f"the head is no better than the domain's own word frequencies ({told}); give general text, which tells whether it works at all")
+    return f"present, in doubt: {told}"
+
+def check_length(config: TrainConfig, model: Any) -> None:
+    "A UserError where chunks would be longer than the model has positions."
+    if config.max_seq_length > (most := usable_positions(model)):
+        raise UserError("max_seq_length", f"{config.max_seq_length} for a model of {most} positions", "use fewer")
 
 def load_base(run: Run, config: DaptConfig, data: DaptData, settings: Settings) -> Base:
     "Load the model in float32, judge its head, add the domain's words to vocabulary and model."
     place = base_path(config, settings)
     loaded = load_mlm(place)
-    if config.max_seq_length > loaded.model.config.max_position_embeddings:
-        raise UserError("max_seq_length", f"{config.max_seq_length} for a model of {loaded.model.config.max_position_embeddings} positions", "use fewer")
-    head = check_head(run, loaded, data)
-    run.update(parent={"model": config.base_model, "sha256": sha256_file(Path(place)) if Path(place).is_dir() else None,
-                       "tokenizer_sha256": tokenizer_hash(loaded.tokenizer), "parameters": parameter_count(loaded.model), "head": head},
-               baseline=f"A: {Path(config.base_model).name} as loaded, its head {head}")
+    check_length(config, loaded.model)
     old = loaded.tokenizer
+    parent = same_parent(run, {"model": config.base_model, "sha256": sha256_file(Path(place)) if Path(place).is_dir() else None,
+                               "tokenizer_sha256": tokenizer_hash(old)})
     tokenizer, added = extend_tokenizer(old, [t.term for t in data.terms]) if config.add_terms and data.terms else (old, {})
-    extend_model(loaded.model, old, tokenizer, added)
+    fit_windows(run, data.windows, [(loaded.model, old), (loaded.model, tokenizer)])
     loaded.model.to(pick_device())
+    head = check_head(run, loaded, data)
+    run.update(parent={**parent, "parameters": parameter_count(loaded.model), "head": head},
+               baseline=f"A: {Path(config.base_model).name} as loaded, its head {head}")
+    extend_model(loaded.model, old, tokenizer, added)
     return Base(loaded, tokenizer, added, {i: ids for ids in added.values() for i in ids}, old)
 
 # %% ../nbs/08_dapt.ipynb #f096b996
@@ -185,7 +200,7 @@ class DaptPlan:
     mix: ChunkMix
     masker: WordMasker
 
-# %% ../nbs/08_dapt.ipynb #df622596
+# %% ../nbs/08_dapt.ipynb #5e505473
 def plan_dapt(run: Run, config: DaptConfig, data: DaptData, base: Base, settings: Settings) -> tuple[DaptPlan, DaptConfig]:
     "Chunks, plan and claims; `auto` is resolved here, once, and stays resolved."
     device = pick_device()
@@ -194,7 +209,8 @@ def plan_dapt(run: Run, config: DaptConfig, data: DaptData, base: Base, settings
         return write_chunks(splits.documents("train"), f"{splits.hash}/train", base.tokenizer, pattern, config.max_seq_length, settings.data / "cache")
     replay = chunks(data.general, None) if data.general and config.replay_fraction else None
     mix = ChunkMix(chunks(data.splits, data.pattern), replay, config.replay_fraction, config.per_device_train_batch_size, config.seed)
-    masker = WordMasker(base.tokenizer, config.mlm_probability, config.term_boost, config.seed, (config.whole_word_share, 0.0))
+    masker = WordMasker(base.tokenizer, config.mlm_probability, config.term_boost, config.seed,
+                        (config.whole_word_share, config.replay_whole_word_share))
     units = len({w.unit for w in data.windows["domain/test"]})
     gpu = None if device == "cpu" else torch.cuda.get_device_properties(0).total_memory / 2**30
     plan = make_plan(config, mix.tokens_per_epoch, mix.batches_per_epoch, parameter_count(base.loaded.model), units, gpu)
@@ -260,7 +276,7 @@ def compared(
                                        score(tuned.model, tuned.tokenizer, windows, variants, batch_tokens(config)))
     return found
 
-# %% ../nbs/08_dapt.ipynb #a70ab6a8
+# %% ../nbs/08_dapt.ipynb #ca740230
 def measured_claims(run: Run, config: DaptConfig, claims: list[dict[str, Any]], trained: Trained) -> None:
     "Memory and speed, from the events."
     steps = [e for e in read_events(run.folder) if e["kind"] == "train"]
@@ -270,8 +286,9 @@ def measured_claims(run: Run, config: DaptConfig, claims: list[dict[str, Any]], 
     if not run.manifest["hardware"]["gpu"]:
         for id in ("speed", "utilization", "waiting"): set_claim(claims, id, None, None, note="no GPU")
         return
-    rate, use = float(np.median([e["it_s"] for e in steps])), [e["gpu_utilization"] / 100 for e in steps if e.get("gpu_utilization") is not None]
-    set_claim(claims, "speed", rate, rate >= 3.5, len(steps))
+    rate = float(np.median([e["it_s"] for e in steps])) if steps else None
+    use = [e["gpu_utilization"] / 100 for e in steps if e.get("gpu_utilization") is not None]
+    set_claim(claims, "speed", rate, None if rate is None else rate >= 3.5, len(steps))
     set_claim(claims, "utilization", float(np.median(use)) if use else None, float(np.median(use)) > 0.9 if use else None, len(use))
     set_claim(claims, "waiting", trained.waited, trained.waited < 0.1)
 
@@ -281,7 +298,7 @@ def fragmentation_rows(data: DaptData, base: Base) -> list[dict[str, Any]]:
     before, after = fragmentation(base.old_tokenizer, names), fragmentation(base.tokenizer, names)
     return [{"term": t, "words": len(t.split()), "pieces_before": before[t], "pieces_after": after[t], "added": t in base.added} for t in names]
 
-# %% ../nbs/08_dapt.ipynb #fb207179
+# %% ../nbs/08_dapt.ipynb #2a3a9b42
 def judge_dapt(run: Run, config: DaptConfig, base: Base, data: DaptData, trained: Trained, settings: Settings) -> list[dict[str, Any]]:
     "Read the test split once, with the base as loaded and with the best checkpoint; write tables, claims, samples, model; finish."
     best, device = best_checkpoint(run.folder), pick_device()
@@ -295,7 +312,8 @@ def judge_dapt(run: Run, config: DaptConfig, base: Base, data: DaptData, trained
         rows = fragmentation_rows(data, base)
         single = [r for r in rows if r["words"] == 1]
         cut = [sum(r[when] > 1 for r in single) / max(1, len(single)) for when in ("pieces_before", "pieces_after")]
-        set_claim(claims, "fragmentation", cut[1], cut[1] < 0.01, len(single), cut[0], note=f"{len(rows) - len(single)} terms of several words apart")
+        set_claim(claims, "fragmentation", cut[1], cut[1] < 0.01 if single else None, len(single), cut[0],
+                  note=f"{len(rows) - len(single)} terms of several words apart")
         write_table(run, "fragmentation", rows)
         counts = Counter(term for d in data.splits.documents("train") for _, _, term in find_terms(d.text, data.pattern))
         if "rare_terms" in scores: write_table(run, "terms", term_rows(*scores["rare_terms"], {t.term: t.category for t in data.terms}, counts))

@@ -6,12 +6,13 @@
 __all__ = ['SUFFIXES', 'Paths', 'TEXT_FIELDS', 'MAX_BAD_SHARE', 'STRETCH', 'HEADING', 'WHOLE', 'PAGE', 'expand', 'Document',
            'ReadReport', 'clean_wikitext', 'read_documents']
 
-# %% ../nbs/01_documents.ipynb #956fd3f4
+# %% ../nbs/01_documents.ipynb #876d0a69
 import codecs
 import glob
 import json
 import math
 import re
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from typing import Any
 
 from .core import Settings, UserError, locate, sha256, sha256_file
 
-# %% ../nbs/01_documents.ipynb #4d10bb8b
+# %% ../nbs/01_documents.ipynb #9ff6c5ab
 SUFFIXES = (".txt", ".jsonl")
 
 Paths = str | Path | Sequence[str | Path]
@@ -47,7 +48,7 @@ def _expand_one(name: str, settings: Settings) -> list[Path]:
     else:
         parts = Path(name).parts
         fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), None)
-        if fixed is None: raise UserError(place, "no such file or folder", "check the path, or set 'corpora' in settings.ini")
+        if fixed is None: raise UserError(name, f"no such file or folder in {Path.cwd()} or {settings.root}", "check the path")
         base, pattern = locate(Path(*parts[:fixed]), settings), str(Path(*parts[fixed:]))
     files = [base / hit for hit in sorted(glob.glob(pattern, root_dir=base, recursive=True))] # hidden folders are not entered
     files = [path for path in files if path.suffix.lower() in SUFFIXES and path.is_file()]
@@ -73,7 +74,7 @@ class ReadReport:
     bad: int = 0 # broken lines in all files
     lines: int = 0 # lines of all JSONL files, blank ones not counted
 
-# %% ../nbs/01_documents.ipynb #23213c09
+# %% ../nbs/01_documents.ipynb #c786069d
 TEXT_FIELDS = ("norm_text", "raw_text", "text")
 
 class _BadLine(ValueError): "What is wrong with one line; where it has no text, its fields too."
@@ -88,6 +89,7 @@ def _document(raw: bytes, path: Path, number: int) -> Document:
     if not given: raise _BadLine(f"no text in fields {', '.join(TEXT_FIELDS)}", *row)
     text = next(filter(None, given), "")
     if not isinstance(text, str): raise _BadLine(f"text is {type(text).__name__}, not a string")
+    text = unicodedata.normalize("NFC", text) # one way to write é, for terms and words alike
     known = {name: str(row[name]) for name in ("doc_id", "pub_id", "title", "source", "licence") if row.get(name) not in (None, "")}
     for name, value in ("text", text), *known.items():
         if re.search("[\0\ud800-\udfff]", value): raise _BadLine(f"{name} holds a NUL or half a surrogate pair")
@@ -115,7 +117,7 @@ def _read_jsonl(path: Path, report: ReadReport) -> Iterator[Document]:
     if bad > MAX_BAD_SHARE * lines:
         raise UserError(examples[0], f"{bad:,} of {lines:,} lines are broken, more than {100*MAX_BAD_SHARE:g} %", "mend or delete them")
 
-# %% ../nbs/01_documents.ipynb #34001812
+# %% ../nbs/01_documents.ipynb #ef454fd1
 STRETCH = 20_000 # characters: where a text without headings is cut, and the longest line or paragraph kept whole
 
 def _lines(path: Path) -> Iterator[str]:
@@ -128,8 +130,10 @@ def _lines(path: Path) -> Iterator[str]:
                 yield line
     except UnicodeDecodeError:
         try: path.read_bytes().decode() # at once: a stream knows no place in the file
-        except UnicodeDecodeError as error: raise UserError(path, f"byte {error.start:,} is not UTF-8",
-            f"save it as UTF-8, as in: iconv -f LATIN1 -t UTF-8 {path.name} > new.txt") from None
+        except UnicodeDecodeError as error:
+            with path.open("rb") as file: likely = "UTF-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
+            raise UserError(path, f"byte {error.start:,} is not UTF-8",
+                f"save it as UTF-8, as in: iconv -f {likely} -t UTF-8 {path.name} > new.txt") from None
         raise
 
 # %% ../nbs/01_documents.ipynb #bec7ceed
@@ -170,8 +174,9 @@ def _sections(
             parts = parts[count:]; size = sum(map(len, parts))
     if parts: yield title, "".join(parts)
 
-# %% ../nbs/01_documents.ipynb #7f5d2c2e
+# %% ../nbs/01_documents.ipynb #78f07c3b
 def _unwrap(text: str) -> str:
+    text = unicodedata.normalize("NFC", text)
     return "\n\n".join(" ".join(p.split()) for p in re.split(r"\n\s*\n", text) if p.strip())
 
 # %% ../nbs/01_documents.ipynb #be5bc486

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PretrainConfig', 'PretrainData', 'prepare', 'load_or_make', 'plan_pretrain', 'train_pretrain', 'judge_pretrain']
 
-# %% ../nbs/09_pretrain.ipynb #f793bc9e
+# %% ../nbs/09_pretrain.ipynb #1544166f
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from .batches import ChunkMix, WordMasker, tokenizer_hash, write_chunks
-from .core import Settings, UserError, locate, located, read_json, set_seed, sha256_file, shown_path, write_json
+from .core import Settings, UserError, locate, located, read_json, set_seed, sha256_file, write_json
 from .corpus import Splits, load_splits
-from .dapt import data_summary, masked_example
-from .evaluation import batch_tokens, claim, cloze, evaluation_windows, export_model, judged, metric_row, write_samples
+from .dapt import check_length, data_summary, masked_example
+from .evaluation import batch_tokens, claim, cloze, evaluation_windows, export_model, fit_windows, judged, metric_row, write_samples
 from .metrics import Window, compare, perplexity, score, unigram_scores
 from .models import LoadedModel, load_mlm, new_mlm, parameter_count, pick_device, pick_precision
 from .plan import Plan, TrainConfig, make_plan
-from .runs import Run, best_checkpoint, finish, frozen, promise, write_table
+from .runs import Run, best_checkpoint, finish, frozen, promise, refuse_changed, same_parent, write_table
 from .tokenizer import train_unigram
 from .training import Trained, train
 
@@ -48,7 +48,7 @@ class PretrainConfig(TrainConfig):
     def several(cls, value: Any) -> Any: # papermill's -p gives a string
         return [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
 
-# %% ../nbs/09_pretrain.ipynb #e3e9cfd4
+# %% ../nbs/09_pretrain.ipynb #a687f89d
 @dataclass
 class PretrainData:
     "Splits and hidden words."
@@ -59,9 +59,10 @@ def prepare(run: Run, config: PretrainConfig, settings: Settings) -> PretrainDat
     "Read and split the text; the manifest learns what was read."
     splits = load_splits(located(config.corpus, settings) or [], settings, test_files=located(config.test_files, settings),
                          test_fraction=config.test_fraction, validation_fraction=config.validation_fraction, seed=config.seed)
-    for split in ("train", "validation", "test"):
+    for split in ("validation", "test"):
         if not splits.counts[split]["documents"]: raise UserError("corpus", f"no document in the {split} split", "give more documents or a larger fraction")
-    inputs = [entry | {"role": "corpus", "path": shown_path(entry["path"], settings)} for entry in splits.report.files]
+    inputs = splits.inputs("corpus", settings)
+    refuse_changed(run, inputs)
     run.update(title=f"Pretraining {config.name}", inputs=inputs, data=data_summary(splits, None))
     if splits.report.bad: run.warn(f"{splits.report.bad} broken lines were left out")
     return PretrainData(splits, evaluation_windows(splits, "domain", config, None))
@@ -77,9 +78,12 @@ def load_or_make(run: Run, config: PretrainConfig, data: PretrainData, settings:
         tokenizer = train_unigram(texts, config.vocab_size)
         made = new_mlm(tokenizer, config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.max_position_embeddings)
         loaded = LoadedModel(made, tokenizer, "none, from scratch", "new")
+    check_length(config, loaded.model)
+    fit_windows(run, data.windows, [(loaded.model, loaded.tokenizer)])
     folder = Path(loaded.name)
-    run.update(parent={"model": config.base_model or "none, from scratch", "sha256": sha256_file(folder) if folder.is_dir() else None,
-                       "tokenizer_sha256": tokenizer_hash(loaded.tokenizer), "parameters": parameter_count(loaded.model), "head": loaded.head},
+    parent = same_parent(run, {"model": config.base_model or "none, from scratch", "sha256": sha256_file(folder) if folder.is_dir() else None,
+                               "tokenizer_sha256": tokenizer_hash(loaded.tokenizer)})
+    run.update(parent={**parent, "parameters": parameter_count(loaded.model), "head": loaded.head},
                baseline="a unigram model: each piece by its frequency in the training split")
     loaded.model.to(pick_device())
     return loaded

@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'RESUMABLE', 'Interrupted', 'derive_status', 'find_run', 'git_state', 'cpu_name', 'environment', 'now',
-           'new_run_id', 'Run', 'rewind', 'checkpoints', 'best_checkpoint', 'read_events', 'promise', 'write_table',
-           'finish', 'watch_cells', 'open_run', 'described', 'config_table', 'frozen', 'resume_run']
+           'new_run_id', 'Run', 'rewind', 'refuse_changed', 'same_parent', 'checkpoints', 'best_checkpoint',
+           'read_events', 'promise', 'write_table', 'finish', 'leave_run', 'watch_cells', 'open_run', 'described',
+           'config_table', 'frozen', 'resume_run']
 
-# %% ../nbs/01_runs.ipynb #e1e0d988
+# %% ../nbs/01_runs.ipynb #03c8a680
 import json
 import os
 import platform
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -26,7 +29,7 @@ from paleotrain.core import (
     RUN_PARAMETERS, ConfigT, PhaseConfig, Settings, UserError, atomic_write, presets, read_json, resolve, sha256, validated, write_json,
 )
 
-# %% ../nbs/01_runs.ipynb #e3a895c4
+# %% ../nbs/01_runs.ipynb #7531c78e
 class Interrupted(Exception):
     "A stop that was asked for: the run has its checkpoint and can be resumed."
     def _render_traceback_(self) -> list[str]: return [f"Interrupted: {self}"]
@@ -50,7 +53,7 @@ def find_run(
 ) -> Path:
     "The directory of a run, by path, id, or an unambiguous beginning of an id."
     if (Path(name) / "request.json").is_file(): return Path(name).resolve()
-    found = sorted(p.parent for p in settings.runs.glob(f"{name}*/request.json")) if name else []
+    found = sorted(p.parent for p in settings.runs.glob("*/request.json") if name and p.parent.name.startswith(name))
     exact = [p for p in found if p.name == name]
     if len(exact or found) == 1: return (exact or found)[0]
     if found: raise UserError(name, f"{len(found)} runs begin so", f"say which: {', '.join(p.name for p in found[-3:])}")
@@ -96,7 +99,7 @@ def new_run_id(phase: str) -> str:
     "`<phase>-<yyyymmdd>-<hhmmss>-<4 hex>`, or what the command that starts the notebook has fixed."
     return os.environ.pop("PALEOTRAIN_RUN_ID", "") or f"{phase}-{datetime.now():%Y%m%d-%H%M%S}-{os.urandom(2).hex()}"
 
-# %% ../nbs/01_runs.ipynb #bc338f3e
+# %% ../nbs/01_runs.ipynb #62ad30e8
 class Run:
     "One run directory, open for writing by this process alone."
     def __init__(self,
@@ -126,6 +129,7 @@ class Run:
     ) -> None:
         "Append one event; the line is complete or absent for a reader that ignores a broken last line."
         record = {"t": round(time.time(), 3), "attempt": self.attempt, "step": step, "kind": kind, **fields}
+        if not self.lock.is_locked: raise UserError(self.folder.name, "this attempt has ended", f"run the notebook again with resume = {self.folder.name!r}")
         with self.events.open("a", encoding="utf-8") as file: file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
 
     def warn(self, message: str, step: int = 0) -> None:
@@ -137,7 +141,7 @@ class Run:
         "Record whether something the run relies on holds."
         self.log("check", name=name, ok=ok, message=message)
 
-# %% ../nbs/01_runs.ipynb #591e68c3
+# %% ../nbs/01_runs.ipynb #51152095
 def rewind(
     run: Run,
     offset: int, # size of events.jsonl when the checkpoint was written, bytes
@@ -148,10 +152,32 @@ def rewind(
     atomic_write(run.folder / f"events.attempt-{run.attempt}.jsonl", data[offset:])
     with run.events.open("r+b") as file: file.truncate(offset); file.flush(); os.fsync(file.fileno())
 
+def refuse_changed(
+    run: Run,
+    inputs: Sequence[Mapping[str, Any]], # role, path, sha256 of everything that is read
+) -> None:
+    "On a resume every input has to be what it was: a changed term list would give trained rows to other words."
+    before, after = ({(e["role"], e["path"], e["sha256"]) for e in entries} for entries in (run.manifest.get("inputs", []), inputs))
+    if before and before != after:
+        _, path, _ = min(before ^ after)
+        raise UserError(path, "not what it was when the run began", "put the file back, or start a new run")
+
+def same_parent(
+    run: Run,
+    parent: Mapping[str, Any], # model, sha256, tokenizer_sha256
+) -> Mapping[str, Any]:
+    "The parent model, as it is; on a resume a UserError if it is another one."
+    if run.manifest.get("parent") and not parent.items() <= run.manifest["parent"].items():
+        raise UserError(parent["model"], "not the model it was when the run began", "put it back, or start a new run")
+    return parent
+
 def checkpoints(folder: Path) -> list[dict[str, Any]]:
-    "The complete checkpoints of a run, in order of their steps."
-    found = sorted((folder / "checkpoints").glob("step-*/checkpoint.json"))
-    return [read_json(path) | {"folder": path.parent} for path in found]
+    "The complete checkpoints of a run, in order of their steps; one whose files are not as they were written is none."
+    def whole(saved: Mapping[str, Any]) -> bool:
+        sizes = {name: (saved["folder"] / name).stat().st_size for name in saved.get("files", {}) if (saved["folder"] / name).exists()}
+        return bool(sizes == saved.get("files", {}))
+    found = [read_json(path) | {"folder": path.parent} for path in (folder / "checkpoints").glob("step-*/checkpoint.json")]
+    return sorted(filter(whole, found), key=lambda saved: int(saved["step"]))
 
 def best_checkpoint(folder: Path) -> dict[str, Any]:
     "The checkpoint with the lowest validation metric; the latest, if none was evaluated."
@@ -166,11 +192,12 @@ def read_events(
     path = folder / "events.jsonl"
     events = []
     for line in path.read_bytes().split(b"\n") if path.exists() else []: # not splitlines, which cuts at U+2028 too
-        try: events.append(json.loads(line))
+        try: event = json.loads(line)
         except ValueError: continue # empty, or the last one
+        if isinstance(event, dict): events.append(event)
     return events
 
-# %% ../nbs/01_runs.ipynb #c94d773d
+# %% ../nbs/01_runs.ipynb #6376a651
 def promise(
     run: Run,
     claims: list[dict[str, Any]], # id, statement, metric, criterion, threshold, unit
@@ -198,26 +225,39 @@ def finish(
     reason: str, # why it ended, in a few words
     **fields: Any, # best_step, steps, seconds
 ) -> None:
-    "The terminal record; after a good end the lock is released too."
+    "The terminal record; the lock is released with it."
     run.log("status", fields.get("steps", 0), status=status, reason=reason)
     run.update(terminal={"status": status, "ended": now(), "reason": reason, **fields})
-    if status == "finished": run.lock.release()
+    run.lock.release()
 
-# %% ../nbs/01_runs.ipynb #2fec39a6
+# %% ../nbs/01_runs.ipynb #5624d89e
+_open: list[Run] = [] # the run that this kernel writes
+
+def leave_run() -> None:
+    "Let go of the run that this kernel still writes: a notebook started again from the top opens another, or the same one anew."
+    for run in _open:
+        if run.lock.is_locked:
+            run.log("status", status="interrupted", reason="the notebook was started again")
+            run.lock.release()
+    _open.clear()
+
 def watch_cells(run: Run) -> None:
     "Record a failing cell as the run's end; a stop that was asked for leaves it resumable instead."
     from IPython.core.getipython import get_ipython
+    _open.append(run)
     shell = get_ipython()
     if shell is None: return
     def after_cell(result: Any) -> None:
         error = result.error_in_exec
         if error is None or run.manifest.get("terminal", {}) or not run.lock.is_locked: return
         step = max((e["step"] for e in read_events(run.folder)), default=0)
-        if isinstance(error, (KeyboardInterrupt, Interrupted)): run.log("status", step, status="interrupted", reason=str(error) or "Ctrl-C")
+        if isinstance(error, (KeyboardInterrupt, Interrupted)):
+            run.log("status", step, status="interrupted", reason=str(error) or "Ctrl-C")
+            run.lock.release() # so that the same kernel can resume it
         else: finish(run, "failed", f"{type(error).__name__}: {error}".splitlines()[0], steps=step)
     shell.events.register("post_run_cell", after_cell)
 
-# %% ../nbs/01_runs.ipynb #c41f5b09
+# %% ../nbs/01_runs.ipynb #0366c7ec
 def open_run(
     phase: str, # dapt, pretrain, ...
     config_type: type[ConfigT], # the phase's model
@@ -225,7 +265,8 @@ def open_run(
     settings: Settings,
 ) -> tuple[Run, ConfigT]:
     "A new run with its request and frozen configuration, or the one named by `resume`, locked."
-    if given.get("resume"): return resume_run(config_type, given, settings)
+    leave_run()
+    if given.get("resume"): return resume_run(phase, config_type, given, settings)
     ours = presets(settings, phase)
     preset = given.get("preset") or (settings.preset if settings.preset in ours else None) # the default preset may be another phase's
     if preset and preset not in ours: raise UserError("preset", f"no preset {preset!r} for {phase}", f"choose from {', '.join(ours)}")
@@ -233,7 +274,8 @@ def open_run(
     folder = settings.runs / new_run_id(phase)
     try: folder.mkdir(parents=True)
     except OSError as error: raise UserError(folder, f"cannot be made ({error.strerror})", "set runs in settings.ini to a place you can write") from None
-    words = " ".join(f"-p {k} {v if v is not None else 'None'}" for k, v in given.items() if k not in RUN_PARAMETERS)
+    typed = {k: ";".join(v) if isinstance(v, list) else str(v) for k, v in given.items() if k not in RUN_PARAMETERS}
+    words = " ".join(f"-p {k} {shlex.quote(v)}" for k, v in typed.items())
     command = f"paleotrain run {phase} {f'--preset {preset} ' if preset else ''}{words}".strip()
     write_json(folder / "request.json", {"notebook": f"run_{phase}.ipynb", "preset": preset, "parameters": dict(given)})
     run = Run(folder)
@@ -266,33 +308,52 @@ def frozen(
     if resolved: run.update(config=entries)
     return validated(config_type, {name: entry["value"] for name, entry in entries.items()})
 
-# %% ../nbs/01_runs.ipynb #dfe51856
+# %% ../nbs/01_runs.ipynb #1401df21
 def resume_run(
+    phase: str, # dapt, pretrain, ...
     config_type: type[ConfigT], # the phase's model
     given: Mapping[str, Any], # `resume`, and what may change on it
     settings: Settings,
 ) -> tuple[Run, ConfigT]:
     "Reopen a run as a further attempt; a change that would make it another experiment is refused."
     run = Run(find_run(given["resume"], settings))
+    try: new, extends = _resumable(run, phase, config_type, given)
+    except UserError: run.lock.release(); raise
+    if extends: _set_aside(run)
+    (run.folder / "cancel").unlink(missing_ok=True)
+    for left in (run.folder / "checkpoints").glob(".*.tmp"): shutil.rmtree(left) # what a killed attempt was writing
+    saved, written = checkpoints(run.folder), sorted(p.name for p in (run.folder / "checkpoints").glob("step-*"))
+    rewind(run, saved[-1]["events"] if saved else run.manifest.get("events_before_training", 1 << 62))
+    attempts = [*run.manifest["attempts"], {"attempt": run.attempt + 1, "started": now(), "from_step": saved[-1]["step"] if saved else 0,
+                                            "extends": extends}]
+    run.update(attempts=attempts, terminal=None)
+    run.log("status", attempts[-1]["from_step"], status="resumed")
+    damaged = [name for name in written if name not in {c["folder"].name for c in saved}]
+    if damaged: run.warn(f"{', '.join(damaged)} is damaged and left alone; going on from step {attempts[-1]['from_step']}")
+    watch_cells(run)
+    return run, new
+
+def _resumable(run: Run, phase: str, config_type: type[ConfigT], given: Mapping[str, Any]) -> tuple[ConfigT, bool]:
+    "The configuration of the new attempt and whether it takes a finished run further; a UserError if it may not be."
+    name = run.folder.name
+    if not run.manifest.get("config"): raise UserError(name, "it stopped before its configuration was written", "start a new run")
+    if run.manifest["phase"] != phase: raise UserError(name, f"a {run.manifest['phase']} run", f"resume it with: paleotrain run {run.manifest['phase']}")
     old = frozen(run, config_type)
     new = validated(config_type, old.model_dump() | {k: v for k, v in given.items() if k not in RUN_PARAMETERS})
     for name in config_type.model_fields:
         was, wanted = getattr(old, name), getattr(new, name)
         if was == wanted: continue
         lowered = name == "max_steps" and (was is None or wanted is None or wanted < was)
-        if name not in RESUMABLE or lowered:
-            run.lock.release()
-            raise UserError(name, f"{wanted!r} on resume where the run has {was!r}", "resume without it or start a new run")
+        if name not in RESUMABLE or lowered: raise UserError(name, f"{wanted!r} on resume where the run has {was!r}", "resume without it or start a new run")
         run.manifest["config"][name] |= {"value": wanted, "origin": "you, on resume"}
-    terminal = run.manifest.get("terminal") or {}
-    if terminal.get("status") == "finished" and new == old:
-        run.lock.release()
+    finished = (run.manifest.get("terminal") or {}).get("status") == "finished"
+    if finished and getattr(new, "max_steps", None) == getattr(old, "max_steps", None):
         raise UserError(run.folder.name, "already finished", "raise max_steps to go on, or start a new run")
-    (run.folder / "cancel").unlink(missing_ok=True)
-    saved = checkpoints(run.folder)
-    rewind(run, saved[-1]["events"] if saved else run.manifest.get("events_before_training", 1 << 62))
-    attempts = [*run.manifest["attempts"], {"attempt": run.attempt + 1, "started": now(), "from_step": saved[-1]["step"] if saved else 0}]
-    run.update(attempts=attempts, terminal=None)
-    run.log("status", attempts[-1]["from_step"], status="resumed")
-    watch_cells(run)
-    return run, new
+    return new, finished
+
+def _set_aside(run: Run) -> None:
+    "Move the results of a finished run to `attempt-N/`, before it is taken further."
+    place = run.folder / f"attempt-{run.attempt}"
+    place.mkdir(exist_ok=True)
+    for name in ("claims.json", "samples.jsonl", "tables", "model", "report.html"):
+        if (run.folder / name).exists(): (run.folder / name).rename(place / name)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Tally', 'nan_layer', 'make_trainer', 'training_arguments', 'save_checkpoint', 'Progress', 'Tracker', 'RunCallback',
-           'memory_gb', 'Trained', 'train']
+           'gpu_utilization', 'memory_gb', 'Trained', 'train']
 
 # %% ../nbs/07_training.ipynb #54a66992
 import math
@@ -56,7 +56,7 @@ def nan_layer(model: nn.Module, inputs: dict[str, torch.Tensor]) -> str:
     finally: [hook.remove() for hook in hooks]
     return found[0] if found else "the loss"
 
-# %% ../nbs/07_training.ipynb #b3df6bea
+# %% ../nbs/07_training.ipynb #b07cc19b
 def make_trainer(
     model: "PreTrainedModel", # with `use_summed_loss`
     args: Any, # TrainingArguments
@@ -102,7 +102,7 @@ def training_arguments(
     "The Trainer's arguments: everything it would log, evaluate or save by itself is off, since the run's callback does it."
     from transformers import TrainingArguments
     device = pick_device()
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=str(folder), max_steps=steps, warmup_steps=warmup, per_device_train_batch_size=config.per_device_train_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
         adam_beta1=config.adam_beta1, adam_beta2=config.adam_beta2, adam_epsilon=config.adam_epsilon, max_grad_norm=config.max_grad_norm,
@@ -110,8 +110,10 @@ def training_arguments(
         activation_checkpointing=config.gradient_checkpointing, seed=config.seed, logging_nan_inf_filter=False, remove_unused_columns=False,
         logging_strategy="no", eval_strategy="no", save_strategy="no", report_to=[], disable_tqdm=True, ignore_data_skip=True,
         dataloader_num_workers=config.dataloader_num_workers)
+    args._n_gpu = min(args.n_gpu, 1) # with several GPUs in one process the Trainer would split batches over copies of the model
+    return args
 
-# %% ../nbs/07_training.ipynb #56709def
+# %% ../nbs/07_training.ipynb #bfb277a9
 def save_checkpoint(
     run: Run,
     trainer: Any,
@@ -125,15 +127,17 @@ def save_checkpoint(
     folder = run.folder / "checkpoints" / f"step-{step:06d}"
     with atomic_dir(folder) as aside:
         trainer.save_model(str(aside))
+        tokenizer.backend_tokenizer.no_truncation(); tokenizer.backend_tokenizer.no_padding() # what the last call asked for is no part of it
         tokenizer.save_pretrained(aside)
         trainer._save_optimizer_and_scheduler(str(aside))
         trainer._save_scaler(str(aside))
         trainer._save_rng_state(str(aside))
         trainer.state.save_to_json(str(aside / "trainer_state.json"))
         (aside / "training_args.bin").unlink(missing_ok=True) # a pickle that ties the folder to one version; the manifest says it better
+        run.log("checkpoint", step, path=f"checkpoints/{folder.name}", metric=metric, best=step == tally.best_step)
         write_json(aside / "checkpoint.json", {"step": step, "metric": metric, "events": run.events.stat().st_size,
-                                               "tally": {k: v if math.isfinite(v) else None for k, v in asdict(tally).items()}})
-    run.log("checkpoint", step, path=f"checkpoints/{folder.name}", metric=metric, best=step == tally.best_step)
+                                               "tally": {k: v if math.isfinite(v) else None for k, v in asdict(tally).items()},
+                                               "files": {p.name: p.stat().st_size for p in sorted(aside.iterdir())}})
     ranked = sorted((c for c in checkpoints(run.folder) if c["metric"] is not None), key=lambda c: (c["metric"], c["step"]))
     for old in checkpoints(run.folder):
         if old["step"] != step and old not in ranked[:keep]: shutil.rmtree(old["folder"])
@@ -177,7 +181,7 @@ class Tracker:
         if self.kind == "tensorboard": self.writer.close() # type: ignore[union-attr]
         if self.kind == "wandb": self.writer.finish() # type: ignore[union-attr]
 
-# %% ../nbs/07_training.ipynb #570da853
+# %% ../nbs/07_training.ipynb #1a97e91e
 from transformers.trainer_callback import PrinterCallback, TrainerCallback # light: pulls in no Trainer
 
 class RunCallback(TrainerCallback): # type: ignore[misc]
@@ -210,7 +214,8 @@ class RunCallback(TrainerCallback): # type: ignore[misc]
         last = step >= self.steps
         if step % self.config.eval_steps == 0 or last: self.judge(step)
         stop = last or self.wants_stop(step)
-        if stop or step % self.config.save_steps == 0:
+        best = self.evaluated == step and self.tally.best_step == step
+        if stop or best or step % self.config.save_steps == 0:
             if stop and not last and self.evaluated != step and self.reason != "cancelled": self.judge(step)
             metric = self.metric if self.evaluated == step else None
             save_checkpoint(self.run, self.trainer, self.tokenizer, tally, metric, self.config.save_total_limit)
@@ -222,11 +227,12 @@ class RunCallback(TrainerCallback): # type: ignore[misc]
         tally, done = self.tally, step - self.logged[0]
         self.loss = loss = tally.nats / max(tally.predicted, 1)
         norm = self.trainer.last_grad_norm
-        values = {"loss": round(loss, 5), "learning_rate": self.trainer.lr_scheduler.get_last_lr()[0], "grad_norm": round(float(norm), 4),
+        values = {"loss": round(loss, 5), "learning_rate": self.trainer.lr_scheduler.get_last_lr()[0],
+                  "grad_norm": round(float(norm), 4) if math.isfinite(norm) else None, # fp16 may overflow in a step, which is then left out
                   "tokens": tally.tokens, "tokens_per_s": round((tally.tokens - self.logged[1]) / elapsed, 1), "it_s": round(done / elapsed, 3),
                   "micro_batches_per_s": round(done * self.config.gradient_accumulation_steps / elapsed, 2), "seconds": round(tally.seconds, 1),
                   "waited": round(tally.waited, 2), "epoch": round(step * self.config.gradient_accumulation_steps / self.per_epoch, 3),
-                  "memory_gb": memory_gb(), "gpu_utilization": torch.cuda.utilization() if torch.cuda.is_available() else None}
+                  "memory_gb": memory_gb(), "gpu_utilization": gpu_utilization()}
         self.run.log("train", step, **values)
         self.tracker.log("train", step, values)
         tally.nats, tally.predicted = 0.0, 0
@@ -237,6 +243,7 @@ class RunCallback(TrainerCallback): # type: ignore[misc]
         begun = time.perf_counter()
         values = self.evaluate()
         self.metric, self.evaluated = float(values["nats"]), step
+        if not math.isfinite(self.metric): raise FloatingPointError(f"validation is {self.metric} nats a word at step {step}")
         better = self.metric < self.tally.best - (self.config.early_stopping_threshold if math.isfinite(self.tally.best) else 0)
         self.tally.stale = 0 if better else self.tally.stale + 1
         if self.metric < self.tally.best: self.tally.best, self.tally.best_step = self.metric, step
@@ -257,6 +264,11 @@ class RunCallback(TrainerCallback): # type: ignore[misc]
         self.progress.close(); self.tracker.close()
         self.reason = self.reason or "max_steps reached"
 
+def gpu_utilization() -> int | None:
+    "Per cent of the last moment in which a kernel ran; None without a GPU, or where the driver does not tell."
+    try: return int(torch.cuda.utilization()) if torch.cuda.is_available() else None
+    except (ModuleNotFoundError, RuntimeError): return None # no NVML here: the claim on it says NOT RUN
+
 def memory_gb() -> float:
     "Peak memory so far, GB: of the GPU's allocator, else of this process."
     import resource
@@ -272,7 +284,7 @@ class Trained:
     seconds: float # of training alone
     waited: float # share of them spent waiting for data
 
-# %% ../nbs/07_training.ipynb #8b254ec8
+# %% ../nbs/07_training.ipynb #3a3abaec
 def train(
     run: Run,
     config: TrainConfig, # with `auto` resolved
@@ -291,6 +303,10 @@ def train(
     done = saved[-1]["step"] if saved else 0
     if not saved: run.update(events_before_training=run.events.stat().st_size)
     if done >= steps: return Trained(done, "max_steps reached", tally.seconds, tally.waited / max(tally.seconds, 1e-9))
+    if config.early_stopping_patience and tally.stale >= config.early_stopping_patience: # it had stopped before it was judged
+        if not run.manifest["attempts"][-1].get("extends"):
+            return Trained(done, f"no improvement in {tally.stale} evaluations", tally.seconds, tally.waited / max(tally.seconds, 1e-9))
+        tally.stale = 0
     accumulation = config.gradient_accumulation_steps
     callback = RunCallback(run, config, tokenizer, tally, steps, mix.batches_per_epoch, evaluate)
     trainer = make_trainer(use_summed_loss(model), training_arguments(config, steps, warmup, run.folder / "checkpoints"),
@@ -300,10 +316,12 @@ def train(
     try: trainer.train(resume_from_checkpoint=str(saved[-1]["folder"]) if saved else None)
     except torch.OutOfMemoryError as error:
         raise UserError("memory", f"the GPU's memory ran out ({str(error).splitlines()[0]})",
-                        "use per_device_train_batch_size 4 with gradient_accumulation_steps 32 (the same effective batch), gradient_checkpointing, "
-                        "or max_seq_length 384 or 256") from None
+                        "start a new run with per_device_train_batch_size 4 and gradient_accumulation_steps 32 (the same effective batch), "
+                        "gradient_checkpointing, max_seq_length 384 or 256, or a smaller per_device_eval_batch_size") from None
     finally:
         del model.forward # back to the class's own
+        callback.trainer = None # the two hold each other, and the optimizer's moments with them
+        steps_done, _ = trainer.state.global_step, trainer.accelerator.free_memory()
     if callback.reason == "cancelled":
-        raise Interrupted(f"stopped at step {trainer.state.global_step}; go on with: paleotrain run {run.manifest.get('phase')} --resume {run.folder.name}")
-    return Trained(trainer.state.global_step, callback.reason, tally.seconds, tally.waited / max(tally.seconds, 1e-9))
+        raise Interrupted(f"stopped at step {steps_done}; go on with: paleotrain run {run.manifest.get('phase')} --resume {run.folder.name}")
+    return Trained(steps_done, callback.reason, tally.seconds, tally.waited / max(tally.seconds, 1e-9))

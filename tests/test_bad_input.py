@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SMALL, command, only_run, options
 
-from paleotrain.core import UserError, load_settings, resolve
+from paleotrain.core import UserError, load_settings, resolve, sha256, stable_fraction
 from paleotrain.dapt import DaptConfig, load_base, prepare
 from paleotrain.runs import Run, derive_status
 
@@ -156,3 +156,69 @@ def test_failure_after_the_start_is_recorded_and_reported(runs, tmp_path):
     folder = only_run(runs)
     assert derive_status(folder) == "failed" and (folder / "report.html").exists() and (folder / "run.ipynb").exists()
     assert "c.jsonl" in json.loads((folder / "manifest.json").read_text())["terminal"]["reason"]
+
+
+def test_text_without_words(tmp_path):
+    digits = "\n".join(json.dumps({"text": f"{i} {i + 1} {i * 7} 4 5 6"}) for i in range(60))
+    assert refusal(tmp_path, corpus=[written(tmp_path, "digits.jsonl", digits)], terms=None).startswith("corpus: no word to hide in the ")
+
+
+def test_a_table_longer_than_the_model_reads_is_left_out_for_both(tmp_path, capsys):
+    """Few characters a token: 281 characters of figures are more than the 512 positions of the model; found before training, not after it."""
+    table = "b5 1.5 x9 2.2 " * 200
+    lines = [json.dumps({"text": f"{table} {i}", "doc_id": f"t{i}"}) for i in range(4)]
+    run, config, data, settings = prepared(tmp_path, corpus=[written(tmp_path, "c.jsonl", "\n".join(GOOD))], terms=None,
+                                           test_files=[written(tmp_path, "t.jsonl", "\n".join([*lines, *(g.replace("mud", "silt") for g in GOOD[:20])]))],
+                                           max_seq_length=512)
+    before = len(data.windows["domain/test"])
+    load_base(run, config, data, settings)
+    assert 0 < len(data.windows["domain/test"]) < before
+    assert "windows have more tokens than the model has positions and are left out" in capsys.readouterr().err
+    assert len(run.manifest["data"]["windows"]) == 64
+
+
+def test_general_text_that_tests_the_domain_or_is_its_test(tmp_path):
+    """The same file as domain and general text: neither trains on what the other is judged by."""
+    same = written(tmp_path, "c.jsonl", "\n".join(GOOD))
+    _, _, data, _ = prepared(tmp_path, corpus=[same], general=[same], terms=None)
+    texts = {(part, split): {d.text for d in splits.documents(split)} for part, splits in (("domain", data.splits), ("general", data.general))
+             for split in ("train", "validation", "test")}
+    trained = texts["domain", "train"] | texts["general", "train"]
+    assert not trained & set().union(*(found for (_, split), found in texts.items() if split != "train"))
+
+
+def english(tmp_path: Path, falls_to: str) -> str:
+    """A file of one general document, which the hash sends to training or not."""
+    for night in range(100):
+        text = f"It was late in the night {night}. " * 50
+        if ("test" if stable_fraction(sha256(text.strip()), 42) < 0.6 else "train") == falls_to: return written(tmp_path, "english.txt", text)
+    raise AssertionError
+
+
+def test_few_general_documents(tmp_path, capsys):
+    """Without general validation text the head is judged on domain text, and the run says that forgetting is not measured."""
+    run, config, data, settings = prepared(tmp_path, corpus=["data/sample/cambrian.jsonl"], general=[english(tmp_path, falls_to="train")])
+    assert not data.windows["general/validation"] and "forgetting is not measured there" in capsys.readouterr().err
+    load_base(run, config, data, settings)
+    assert "on domain text" in run.manifest["parent"]["head"] and "nan" not in run.manifest["parent"]["head"]
+
+
+def test_one_general_document(tmp_path):
+    said = refusal(tmp_path, corpus=["data/sample/cambrian.jsonl"], general=[english(tmp_path, falls_to="test")])
+    assert said.startswith("general: no document for training: 1 read in 1 files (english.txt first)")
+
+
+def test_input_that_changed_before_a_resume(tmp_path):
+    terms = Path(written(tmp_path, "terms.csv", "term,category,source\ntrilobite,taxon,x\nshells,taxon,x\n"))
+    corpus = [written(tmp_path, "c.jsonl", "\n".join(GOOD))]
+    run, config, _, settings = prepared(tmp_path, corpus=corpus, terms=str(terms))
+    terms.write_text("term,category,source\nmud,taxon,x\nshells,taxon,x\n")
+    with pytest.raises(UserError, match="terms.csv: not what it was when the run began"): prepare(run, config, settings)
+
+
+def test_files_of_the_same_name_are_units_of_their_own(tmp_path):
+    for i in range(40):
+        (tmp_path / f"same/{i}").mkdir(parents=True)
+        (tmp_path / f"same/{i}/text.txt").write_text(f"Document number {i} tells of mud and shells and of a trilobite called number {i}. " * 5)
+    _, _, data, _ = prepared(tmp_path, corpus=[str(tmp_path / "same")], test_fraction=0.5)
+    assert len({w.unit for w in data.windows["domain/test"]}) == data.splits.counts["test"]["documents"] > 5
