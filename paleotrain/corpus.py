@@ -203,7 +203,7 @@ def read_terms(
     if not terms: raise UserError(f"{path}:2", "no term below the header", "write one term a line")
     return terms
 
-# %% ../nbs/02_corpus.ipynb #6af04e5a
+# %% ../nbs/02_corpus.ipynb #45926d81
 def _tree(words: Iterable[str]) -> str:
     "A regular expression for all `words`, longest first, that shares their common beginnings."
     tree: dict[str, Any] = {}
@@ -224,7 +224,7 @@ def term_pattern(
     "One pattern for all terms, to be used with `find_terms`; None without terms."
     words = {term.term if isinstance(term, Term) else term for term in terms}
     if not words: return None
-    capital = {word[0].upper() + word[1:] for word in words if word.islower()}
+    capital = {word[0].upper() + word[1:] for word in words if word.islower() and len(word[0].upper()) == 1} # not ß
     edge = r"(?![^\W_])"
     return re.compile(rf"(?<![^\W_])(?=(?P<listed>{_tree(words)}{edge})?)(?:{_tree(words | capital)}){edge}")
 
