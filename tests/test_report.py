@@ -16,7 +16,7 @@ from paleotrain.plots import read_run
 from paleotrain.report import claims_table, compare_runs, render_report
 
 NBS = Path(__file__).parents[1] / "nbs"
-SECTIONS = ["Verdicts", "Before and after", "Curves", "Terms", "Samples", "Data", "Parameters", "Limits", "Environment", "Repeat"]
+SECTIONS = ["Verdicts", "Before and after", "Curves", "Terms", "Samples", "Data", "Parameters", "Limits", "Environment", "Repeat", "Glossary"]
 HOSTILE = """<script>alert("x")</script><img src='http://evil.invalid/x.png' onerror=alert(1)>"""
 
 
@@ -53,7 +53,8 @@ def test_sections_verdicts_and_figures(whole: Path) -> None:
     page = page_of(whole)
     assert re.findall(r"<h2[^>]*>([^<]+)", page) == SECTIONS
     assert re.findall(r'<a href="#([^"]+)', page) == re.findall(r'<h2 id="([^"]+)', page)
-    assert re.findall(r'class="badge ([\w-]+)"', page) == ["pass", "inconclusive", "pass", "fail", "not-run"]
+    assert re.findall(r'class="badge ([\w-]+)"', page) == ["pass", "inconclusive", "pass", "fail"]
+    assert "Not run: “Fits the card” (no GPU &lt;here&gt;)" in page # what wanted a GPU is folded into one row
     assert "<h1>Adapting DeBERTa-v3 base to Cambrian palaeontology</h1>" in page
     assert "<title>Adapting DeBERTa-v3 base to Cambrian palaeontology · dapt-20260304-220512-9f3a</title>" in page
     assert page.count("<svg") == 4 and page.count("<figcaption>") == 4
@@ -63,7 +64,7 @@ def test_sections_verdicts_and_figures(whole: Path) -> None:
 def test_plan_chunks_and_example(whole: Path) -> None:
     page = page_of(whole)
     rows = ["".join(re.findall(r">([^<]*)<", row)) for row in re.findall(r"<tr>.*?</tr>", page)]
-    assert "effective batch128 chunks8 x 16 accumulated" in rows
+    assert "effective batch128 chunks8 × 16 accumulated" in rows
     assert "splitdocumentswordstokenschunks" in rows and "train3121,243,8901,666,8133,273" in rows
     masked = re.findall(r'<span style="([^"]*)">Anomalocaris</span>', page)
     assert len(masked) == 1 and "background:" in masked[0] and "border-bottom:" in masked[0] # with or without the report's stylesheet
@@ -72,8 +73,9 @@ def test_plan_chunks_and_example(whole: Path) -> None:
 
 def test_lead_says_what_did_not_come_out(whole: Path) -> None:
     lead = re.sub("<[^>]+>", "", re.findall(r'<p class="lead">.*?</p>', page_of(whole))[0]).replace("\u202f", " ")
-    assert "fell by 54.2 % (95 % interval 50.9 to 57.1 %), from 134 to 61.4; but the general perplexity rose by 10.8 %" in lead
-    assert "at most +3 % was asked" in lead and "Not run: “Fits the card”" in lead
+    assert "fell by 54.2 % (95 % interval 50.9 to 57.1 %), from 134 to 61.4; of words that are no terms: −46.8 % " in lead
+    assert "(−49.5 to −44.0 %); but the general perplexity rose by 10.8 %" in lead
+    assert "at most +3 % was asked" in lead and "Not run" not in lead
 
 
 def test_page_is_small_and_asks_for_nothing(whole: Path) -> None:
@@ -146,7 +148,45 @@ def test_bare_manifest_and_broken_files(tmp_path: Path) -> None:
     (tmp_path / "claims.json").write_text("[{")
     (tmp_path / "samples.jsonl").write_text('{"left": "a"\n')
     page = render_report(tmp_path).read_text(encoding="utf-8")
-    assert "Cannot read claims.json" in page and "Cannot read samples.jsonl" in page
+    assert "Damaged file: claims.json (not JSON, " in page and "Damaged file: samples.jsonl (1 of 1 entries cannot be read)" in page
+    assert "No claims yet" not in page and "No samples yet" not in page and page.count("is damaged, see Limits") == 4
+
+
+@pytest.mark.parametrize(("name", "text", "said"), [
+    ("events.jsonl", '5\n{"kind": "eval", "step": 2, "nats": 4.1}\n{"kind": "ev\n[]\n{"kind": "train"}\n{"ki', "3 of 5 entries cannot be read"),
+    ("claims.json", "{}", "not a list"),
+    ("claims.json", '[5, {"id": "domain"}]', "2 of 2 entries cannot be read"),
+    ("claims.json", '[{"id": "domain", "stat', "not JSON, "),
+    ("checkpoints/step-000800/checkpoint.json", '{"step": 8', "not JSON, "),
+    ("checkpoints/step-000800/checkpoint.json", "5", "1 of 1 entries cannot be read"),
+])
+def test_damage_is_named_under_limits(tmp_path: Path, name: str, text: str, said: str) -> None:
+    folder = example()["example_run"](tmp_path)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+    page = render_report(folder).read_text(encoding="utf-8")
+    assert f"<li>Damaged file: {name} ({said}" in page
+    if name == "claims.json":
+        assert "No claims yet" not in page and "No result has been judged" not in page and "claims.json is damaged, see Limits" in page
+        assert claims_table(folder) == "claims.json is damaged, see Limits."
+    assert compare_runs([folder, folder]).splitlines()[2].split()[0] == "status"
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = example()["example_run"](tmp_path)
+    attempts = json.loads((folder / "manifest.json").read_text())["attempts"]
+    set_manifest(folder, terminal=None, attempts=attempts[:1])
+    with (folder / "events.jsonl").open("a") as file: file.write('\n{"kind": "status", "step": 1800, "status": "interrupted", "reason": "Ctrl-C"}\n')
+    top = render_report(folder).read_text(encoding="utf-8").partition("</header>")[0]
+    assert "was interrupted at step 1,800 of 2,000 (Ctrl-C)" in top
+    assert "<code>paleotrain run dapt --resume dapt-20260304-220512-9f3a</code>" in top
+    assert "Dotted: a resume" not in page_of(folder) # there was none
+
+
+def test_glossary_is_linked_from_the_top(whole: Path) -> None:
+    page = page_of(whole)
+    assert page.index('<a href="#glossary">') < page.index("<h2") and "Dotted: a resume." in page
+    for word in ("baseline", "macro over terms", "unigram model", "replay", "test units", "a character"): assert word in page.partition("<dl")[2]
 
 
 def test_a_report_that_cannot_be_made_leaves_the_old_one(whole: Path, tmp_path: Path) -> None:
