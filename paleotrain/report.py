@@ -221,10 +221,11 @@ def example(run: RunRecord) -> str:
     text = "".join(mark(t["text"], t["kind"], "term" if t["term"] else "") for t in tokens)
     return f'{note(said)}<p class="example" style="background:#f5f7f9;color:#1b1f24;padding:.8em 1.1em;white-space:pre-wrap">{text}</p>'
 
-# %% ../nbs/15_report.ipynb #b35f775c
+# %% ../nbs/15_report.ipynb #c759bc3c
 def inputs_table(run: RunRecord) -> str:
     "Every input file with its licence and the first digits of its hash."
-    rows = [(f"<code>{esc(i['path'])}</code> {small(i['role'])}", count(i["documents"]), filesize(i["bytes"]),
+    def role(entry: Any) -> str: return small(": ".join([entry["role"], *filter(None, [", ".join(entry.get("splits", []))])]))
+    rows = [(f"<code>{esc(i['path'])}</code> {role(i)}", count(i["documents"]), filesize(i["bytes"]),
              esc(i.get("licence") or "not stated"), f'<code title="{esc(i["sha256"])}">{esc(i["sha256"][:12])}</code>')
             for i in run.manifest["inputs"]]
     return table("lrrll", ("input", "documents", "size", "licence", "sha256"), rows)
