@@ -161,7 +161,7 @@ def conclude(folder: Path, error: BaseException | None) -> int:
     print(f"error: {text}" if name == "UserError" else f"error: {name}: {text}\nthe whole traceback stands in {folder / 'run.ipynb'}", file=sys.stderr)
     return 2 if name == "UserError" else 1
 
-# %% ../nbs/16_cli.ipynb #1df9c501
+# %% ../nbs/16_cli.ipynb #58c3c426
 def run_line(folder: Path) -> str:
     "Id, status, steps, time and title of a run in one line; steps so far where it has not ended."
     try: status, manifest = derive_status(folder), read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
@@ -171,7 +171,7 @@ def run_line(folder: Path) -> str:
 
 def list_runs(settings: Settings) -> str:
     "One line a run, newest last."
-    requests = sorted(settings.runs.glob("*/request.json"), key=lambda p: p.stat().st_mtime)
+    requests = sorted(settings.runs.glob("*/request.json"), key=lambda p: (p.stat().st_mtime, p.parent.name))
     head = f"{'run':34}{'status':13}{'steps':>8}  {'created':26}title"
     return "\n".join([head, *(run_line(r.parent) for r in requests)]) if requests else f"no runs in {settings.runs}"
 

@@ -1,4 +1,5 @@
 """The command where it is refused, interrupted or killed: what it says, and whose files it leaves alone."""
+import contextlib
 import json
 import os
 import shutil
@@ -39,7 +40,11 @@ def wait_for(condition, process, seconds=240):
 
 
 def kernels(process) -> list[psutil.Process]:
-    return [p for p in psutil.Process(process.pid).children(recursive=True) if "ipykernel_launcher" in " ".join(p.cmdline())]
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error): # a short-lived child has gone
+            if "ipykernel_launcher" in " ".join(child.cmdline()): found.append(child)
+    return found
 
 
 @pytest.mark.parametrize(("words", "said"), [
