@@ -6,7 +6,7 @@
 __all__ = ['make_parser', 'parsed', 'from_file', 'given_values', 'refuse_preset', 'attempts', 'request_stop', 'execute',
            'run_phase', 'told', 'refused', 'conclude', 'run_line', 'list_runs', 'main']
 
-# %% ../nbs/16_cli.ipynb #b0a19c11
+# %% ../nbs/16_cli.ipynb #3e5bf4b6
 import argparse
 import os
 import shutil
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from .core import Settings, UserError, load_settings, read_json
-from .plots import last_step, read_entries, read_run
+from .plots import last_step, read_run
 from .report import claims_table, compare_runs, render_report, resume_command
-from .runs import derive_status, find_run, new_run_id
+from .runs import derive_status, find_run, new_run_id, read_events
 
 # %% ../nbs/16_cli.ipynb #45c501f8
 def make_parser(settings: Settings) -> argparse.ArgumentParser:
@@ -161,12 +161,12 @@ def conclude(folder: Path, error: BaseException | None) -> int:
     print(f"error: {text}" if name == "UserError" else f"error: {name}: {text}\nthe whole traceback stands in {folder / 'run.ipynb'}", file=sys.stderr)
     return 2 if name == "UserError" else 1
 
-# %% ../nbs/16_cli.ipynb #58c3c426
+# %% ../nbs/16_cli.ipynb #ff4eb83d
 def run_line(folder: Path) -> str:
     "Id, status, steps, time and title of a run in one line; steps so far where it has not ended."
     try: status, manifest = derive_status(folder), read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
     except (UserError, AttributeError): return f"{folder.name:34}unreadable" # its manifest is no JSON, or no object
-    steps = (manifest.get("terminal") or {}).get("steps", last_step(read_entries(folder / "events.jsonl")[0]))
+    steps = (manifest.get("terminal") or {}).get("steps", last_step(read_events(folder)))
     return f"{folder.name:34}{status:13}{steps:>8}  {manifest.get('created', ''):26}{manifest.get('title', '')}"
 
 def list_runs(settings: Settings) -> str:

@@ -128,7 +128,7 @@ def check_parent_text(run: Run, inputs: Sequence[Mapping[str, Any]], base: str) 
     run.check("base model has not seen the evaluation files", not both, ", ".join(both) or "no file is among the base model's training files")
     if both: run.warn(f"the base model was itself trained on {', '.join(both)}: figures on this text are flattered before and after")
 
-# %% ../nbs/08_dapt.ipynb #6464d582
+# %% ../nbs/08_dapt.ipynb #35ec0174
 @dataclass
 class Base:
     "The model to adapt, with its own tokenizer and the extended one."
@@ -138,6 +138,7 @@ class Base:
     variants: dict[int, list[int]] # id to all ids that spell the same term
     old_tokenizer: Any
 
+# %% ../nbs/08_dapt.ipynb #ff28a7d2
 def check_head(run: Run, loaded: LoadedModel, data: DaptData) -> str:
     "A sentence on how well the head works, from the validation split; a UserError if it is absent or no better than word frequencies."
     fix = "recover it first: paleotrain run pretrain -p base_model <this base> -p corpus <general text>, then adapt that run's model/"
@@ -156,6 +157,7 @@ def check_head(run: Run, loaded: LoadedModel, data: DaptData) -> str:
     run.warn(f"the head is no better than the domain's own word frequencies ({told}); give general text, which tells whether it works at all")
     return f"present, in doubt: {told}"
 
+# %% ../nbs/08_dapt.ipynb #1b3047ee
 def check_length(config: TrainConfig, model: Any) -> None:
     "A UserError where chunks would be longer than the model has positions."
     if config.max_seq_length > (most := usable_positions(model)):

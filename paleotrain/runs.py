@@ -141,7 +141,7 @@ class Run:
         "Record whether something the run relies on holds."
         self.log("check", name=name, ok=ok, message=message)
 
-# %% ../nbs/01_runs.ipynb #51152095
+# %% ../nbs/01_runs.ipynb #4b98cbfc
 def rewind(
     run: Run,
     offset: int, # size of events.jsonl when the checkpoint was written, bytes
@@ -152,6 +152,7 @@ def rewind(
     atomic_write(run.folder / f"events.attempt-{run.attempt}.jsonl", data[offset:])
     with run.events.open("r+b") as file: file.truncate(offset); file.flush(); os.fsync(file.fileno())
 
+# %% ../nbs/01_runs.ipynb #858346ea
 def refuse_changed(
     run: Run,
     inputs: Sequence[Mapping[str, Any]], # role, path, sha256 of everything that is read
@@ -171,6 +172,7 @@ def same_parent(
         raise UserError(parent["model"], "not the model it was when the run began", "put it back, or start a new run")
     return parent
 
+# %% ../nbs/01_runs.ipynb #6f30ec5c
 def checkpoints(folder: Path) -> list[dict[str, Any]]:
     "The complete checkpoints of a run, in order of their steps; one whose files are not as they were written is none."
     def whole(saved: Mapping[str, Any]) -> bool:
@@ -308,7 +310,7 @@ def frozen(
     if resolved: run.update(config=entries)
     return validated(config_type, {name: entry["value"] for name, entry in entries.items()})
 
-# %% ../nbs/01_runs.ipynb #1401df21
+# %% ../nbs/01_runs.ipynb #2aed9dfb
 def resume_run(
     phase: str, # dapt, pretrain, ...
     config_type: type[ConfigT], # the phase's model
@@ -333,6 +335,7 @@ def resume_run(
     watch_cells(run)
     return run, new
 
+# %% ../nbs/01_runs.ipynb #359dfc59
 def _resumable(run: Run, phase: str, config_type: type[ConfigT], given: Mapping[str, Any]) -> tuple[ConfigT, bool]:
     "The configuration of the new attempt and whether it takes a finished run further; a UserError if it may not be."
     name = run.folder.name

@@ -56,7 +56,7 @@ def nan_layer(model: nn.Module, inputs: dict[str, torch.Tensor]) -> str:
     finally: [hook.remove() for hook in hooks]
     return found[0] if found else "the loss"
 
-# %% ../nbs/07_training.ipynb #b07cc19b
+# %% ../nbs/07_training.ipynb #a491d58c
 def make_trainer(
     model: "PreTrainedModel", # with `use_summed_loss`
     args: Any, # TrainingArguments
@@ -93,6 +93,7 @@ def make_trainer(
     trainer.model_accepts_loss_kwargs = True # the loss is divided by num_items_in_batch, above, and by nothing else
     return trainer
 
+# %% ../nbs/07_training.ipynb #789f5116
 def training_arguments(
     config: TrainConfig,
     steps: int, # optimizer steps
@@ -181,7 +182,7 @@ class Tracker:
         if self.kind == "tensorboard": self.writer.close() # type: ignore[union-attr]
         if self.kind == "wandb": self.writer.finish() # type: ignore[union-attr]
 
-# %% ../nbs/07_training.ipynb #1a97e91e
+# %% ../nbs/07_training.ipynb #703dfc34
 from transformers.trainer_callback import PrinterCallback, TrainerCallback # light: pulls in no Trainer
 
 class RunCallback(TrainerCallback): # type: ignore[misc]
@@ -264,6 +265,7 @@ class RunCallback(TrainerCallback): # type: ignore[misc]
         self.progress.close(); self.tracker.close()
         self.reason = self.reason or "max_steps reached"
 
+# %% ../nbs/07_training.ipynb #2953c670
 def gpu_utilization() -> int | None:
     "Per cent of the last moment in which a kernel ran; None without a GPU, or where the driver does not tell."
     try: return int(torch.cuda.utilization()) if torch.cuda.is_available() else None
