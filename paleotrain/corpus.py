@@ -126,7 +126,7 @@ def _how(named: Mapping[str, list[Path]], shares: Mapping[str, float], seed: int
              for split, share in shares.items()]
     return f"By document, a publication (pub_id) or a text never on two sides: {', '.join(parts)}, the rest training; seed {seed}."
 
-# %% ../nbs/02_corpus.ipynb #d76acd9f
+# %% ../nbs/02_corpus.ipynb #ff2212db
 def load_splits(
     corpus: Paths, # files, folders, globs
     settings: Settings,
@@ -155,7 +155,8 @@ def load_splits(
 
     report, skipped = ReadReport(), Counter({"short": 0, "duplicate": 0, "overlap": 0, "held_out": 0})
     seen, training = _first_pass(read_documents(files, report), named, shares, seed, min_words, skipped, apart.held_out if apart else set())
-    overlap = _part(seen, training | (apart.training if apart else {}), named, skipped)
+    others = {path: marks + training.get(path, array("Q")) for path, marks in apart.training.items()} if apart else {} # one file may be in both
+    overlap = _part(seen, training | others, named, skipped)
     kept = {split: [record for record in seen if record.split == split] for split in SPLITS}
     if not kept["train"]: raise UserError(name, f"no document for training: {len(seen)} read in {len(files)} files ({files[0].name} first), "
         f"{skipped['short']} of them under {min_words} words", "give more documents (a .txt of at most 30,000 bytes is one), or name fewer for evaluation")

@@ -192,7 +192,7 @@ def write_samples(run: Run, rows: Iterable[Mapping[str, Any]]) -> None:
     "Write samples.jsonl, whole or not at all."
     atomic_write(run.folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
-# %% ../nbs/07_evaluation.ipynb #6d6a8c67
+# %% ../nbs/07_evaluation.ipynb #8f754627
 def evaluate_run(
     folder: Path, # a finished run
     data: Sequence[str], # files, folders or globs
@@ -207,11 +207,11 @@ def evaluate_run(
     keyed = ((stable_fraction(d.group + d.doc_id, values["seed"]), d) for d in read_documents(files, report))
     documents = [d for _, d in heapq.nsmallest(MOST_DOCUMENTS, keyed, key=lambda k: k[0])]
     windows = word_windows(documents, None, values["test_words"], int(2.2 * values["max_seq_length"]), values["seed"])
-    if not windows: raise UserError("--data", "no words in it", "name files with text")
     models, parent = {"this run's model": str(folder / "model")}, base_of(manifest, settings)
     if parent: models["its parent"] = parent
     loaded = {name: load_mlm(place) for name, place in models.items()}
     windows = fitting(windows, [(m.model, m.tokenizer) for m in loaded.values()])
+    if not windows: raise UserError("--data", "no words in it that the model can read", "name files with text")
     rows = values["per_device_eval_batch_size"] * values["max_seq_length"]
     figures = {name: perplexity(score(m.model.to(pick_device()), m.tokenizer, windows, spellings(folder, m.tokenizer), rows)) for name, m in loaded.items()}
     both = [shown_path(f["path"], settings) for f in report.files if f["sha256"] in seen]

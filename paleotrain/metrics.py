@@ -69,7 +69,7 @@ def cut_window(
     while max(centre, right - reach) < end < len(text) and not text[end].isspace(): end -= 1
     return start, end
 
-# %% ../nbs/06_metrics.ipynb #58a776e2
+# %% ../nbs/06_metrics.ipynb #10c32e3d
 def word_windows(
     documents: Sequence[Document], # of an evaluation split
     terms: re.Pattern[str] | None, # from corpus.term_pattern
@@ -82,8 +82,8 @@ def word_windows(
     per_window = max(1, round(share * width / 6)) # a word and its space are about six characters
     most = max(FEW_UNITS, math.ceil(max_words / per_window))
     if len(documents) > most: # one window each, of documents drawn by hash
-        drawn = set(heapq.nsmallest(most, (sha256(f"{seed} {d.text}") for d in documents)))
-        documents = [d for d in documents if sha256(f"{seed} {d.text}") in drawn]
+        drawn = heapq.nsmallest(most, range(len(documents)), key=lambda i: sha256(f"{seed} {documents[i].text}"))
+        documents = [documents[i] for i in sorted(drawn)]
     per_document = max(1, math.ceil(max_words / max(1, len(documents)) / per_window))
     windows = []
     for document, unit in zip(documents, unit_names(documents), strict=True):

@@ -310,7 +310,7 @@ def frozen(
     if resolved: run.update(config=entries)
     return validated(config_type, {name: entry["value"] for name, entry in entries.items()})
 
-# %% ../nbs/01_runs.ipynb #2aed9dfb
+# %% ../nbs/01_runs.ipynb #a1d7034f
 def resume_run(
     phase: str, # dapt, pretrain, ...
     config_type: type[ConfigT], # the phase's model
@@ -323,7 +323,7 @@ def resume_run(
     except UserError: run.lock.release(); raise
     if extends: _set_aside(run)
     (run.folder / "cancel").unlink(missing_ok=True)
-    for left in (run.folder / "checkpoints").glob(".*.tmp"): shutil.rmtree(left) # what a killed attempt was writing
+    for left in (run.folder / "checkpoints").glob(".*"): shutil.rmtree(left) # what a killed attempt was writing or replacing
     saved, written = checkpoints(run.folder), sorted(p.name for p in (run.folder / "checkpoints").glob("step-*"))
     rewind(run, saved[-1]["events"] if saved else run.manifest.get("events_before_training", 1 << 62))
     attempts = [*run.manifest["attempts"], {"attempt": run.attempt + 1, "started": now(), "from_step": saved[-1]["step"] if saved else 0,
