@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['LETTERS', 'WORD', 'Key', 'character_units', 'token_units', 'chunk_bounds', 'encode_document', 'tokenizer_hash',
-           'write_chunks', 'draw_units', 'hidden_endings', 'WordMasker', 'ChunkMix', 'BatchOrder', 'Chunks',
+           'write_chunks', 'draw_units', 'hidden_endings', 'WordMasker', 'ChunkMix', 'Mix', 'BatchOrder', 'Rows',
            'batch_loader']
 
-# %% ../nbs/04_batches.ipynb #3f8c90c8
+# %% ../nbs/04_batches.ipynb #c1d35112
 import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -206,7 +206,7 @@ class WordMasker:
             batch["attention_mask"][i, :len(ids)] = 1
         return batch
 
-# %% ../nbs/04_batches.ipynb #0fce8762
+# %% ../nbs/04_batches.ipynb #7b6738b3
 class ChunkMix:
     "Domain chunks and, optionally, general ones to replay; which of them make up an epoch, and in what batches."
     def __init__(self,
@@ -233,6 +233,8 @@ class ChunkMix:
         pieces = source.data.column("input_ids").chunks
         return np.concatenate([np.diff(p.offsets.to_numpy()) for p in pieces] or [np.zeros(0)]).astype(np.int64) - 2
 
+    def __getitem__(self, key: Key) -> Any: return self.sources[key[1]][key[2]]
+
     def epoch(self, number: int) -> list[list[Key]]:
         "All micro-batches of one epoch, a pure function of (seed, number)."
         rng = np.random.default_rng((self.seed, number))
@@ -244,10 +246,17 @@ class ChunkMix:
         batches = [pooled[i:i + self.batch_size] for i in range(0, len(pooled), self.batch_size)]
         return [batches[i] for i in rng.permutation(len(batches))]
 
-# %% ../nbs/04_batches.ipynb #21484b3b
+# %% ../nbs/04_batches.ipynb #faee4ca4
+class Mix(Protocol):
+    "What an epoch holds: rows by key, and the keys of its micro-batches as a pure function of (seed, epoch)."
+    @property
+    def batches_per_epoch(self) -> int: ...
+    def epoch(self, number: int) -> list[list[Key]]: ...
+    def __getitem__(self, key: Key) -> Any: ...
+
 class BatchOrder(Sampler[list[Key]]):
     "The run's micro-batches from `start` to `total`, epoch after epoch; position p is the same batch in every process and attempt."
-    def __init__(self, mix: ChunkMix, total: int, start: int = 0):
+    def __init__(self, mix: Mix, total: int, start: int = 0):
         self.mix, self.total, self.start = mix, total, start
 
     def __len__(self) -> int: return self.total
@@ -260,20 +269,20 @@ class BatchOrder(Sampler[list[Key]]):
                 batches = self.mix.epoch(number)
             yield batches[position % per_epoch]
 
-class Chunks(Dataset[tuple[Key, dict[str, Any]]]):
-    "Looks chunks up by key; the key travels on to the masker."
-    def __init__(self, mix: ChunkMix): self.mix = mix
+class Rows(Dataset[tuple[Key, Any]]):
+    "Looks rows up by key; the key travels on to the collator."
+    def __init__(self, mix: Mix): self.mix = mix
 
-    def __getitem__(self, key: Key) -> tuple[Key, dict[str, Any]]: return key, self.mix.sources[key[1]][key[2]]
+    def __getitem__(self, key: Key) -> tuple[Key, Any]: return key, self.mix[key]
 
 def batch_loader(
-    mix: ChunkMix,
-    masker: WordMasker,
+    mix: Mix,
+    collate: Callable[[Any], dict[str, torch.Tensor]], # rows to a batch, such as `WordMasker`
     total: int, # micro-batches in the whole run
     start: int = 0, # micro-batches done before this attempt
     workers: int = 0, # loader processes
 ) -> DataLoader[Any]:
     "A DataLoader over the run's remaining micro-batches."
     if mix.batches_per_epoch == 0: raise UserError("corpus", "no chunk to train on", "give more text")
-    return DataLoader(Chunks(mix), batch_sampler=BatchOrder(mix, total, start), collate_fn=masker, num_workers=workers,
+    return DataLoader(Rows(mix), batch_sampler=BatchOrder(mix, total, start), collate_fn=collate, num_workers=workers,
                       pin_memory=torch.cuda.is_available(), generator=torch.Generator()) # its own: an iterator's seed is drawn from it

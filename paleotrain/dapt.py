@@ -8,7 +8,7 @@ __all__ = ['GENERAL_TEST', 'GENERAL_VALIDATION', 'DaptConfig', 'DaptData', 'prep
            'plan_dapt', 'masked_example', 'validate', 'train_dapt', 'compared', 'measured_claims', 'fragmentation_rows',
            'judge_dapt']
 
-# %% ../nbs/08_dapt.ipynb #96187978
+# %% ../nbs/08_dapt.ipynb #483f59e7
 import math
 import shutil
 from collections import Counter
@@ -28,12 +28,14 @@ from .corpus import Splits, Term, find_terms, load_splits, read_terms, term_patt
 from paleotrain.evaluation import (
     METRICS, batch_tokens, claim, cloze, evaluation_windows, export_model, fit_windows, judged, metric_rows, set_claim, term_rows, write_samples,
 )
-from .metrics import Scores, Window, compare, perplexity, score, unigram_scores
-from .models import LoadedModel, check_base, extend_model, load_mlm, parameter_count, pick_device, pick_precision, usable_positions
+from .loop import memory_gb
+from .metrics import Scores, Window, score
+from .models import LoadedModel, check_base, extend_model, load_mlm, parameter_count, pick_device, pick_precision, usable_positions, use_summed_loss
+from .perplexity import compare, perplexity, unigram_scores
 from .plan import Plan, TrainConfig, make_plan
 from .runs import Run, best_checkpoint, finish, frozen, promise, read_events, refuse_changed, same_parent, write_table
 from .tokenizer import fragmentation
-from .training import Trained, memory_gb, train
+from .training import Trained, train
 from .vocabulary import MARK, extend_tokenizer
 
 # %% ../nbs/08_dapt.ipynb #9ca29c82
@@ -158,7 +160,7 @@ def check_head(run: Run, loaded: LoadedModel, data: DaptData) -> str:
     run.warn(f"the head is no better than the domain's own word frequencies ({told}); give general text, which tells whether it works at all")
     return f"present, in doubt: {told}"
 
-# %% ../nbs/08_dapt.ipynb #2bea95d8
+# %% ../nbs/08_dapt.ipynb #706dd613
 def check_length(config: TrainConfig, model: Any) -> None:
     "A UserError where chunks would be longer than the model has positions."
     if config.max_seq_length > (most := usable_positions(model)):
@@ -175,7 +177,7 @@ def load_base(run: Run, config: DaptConfig, data: DaptData, settings: Settings) 
     rows = loaded.model.get_input_embeddings().num_embeddings # a checkpoint's spare rows stay spare
     tokenizer, added = extend_tokenizer(old, [t.term for t in data.terms], rows) if config.add_terms and data.terms else (old, {})
     fit_windows(run, data.windows, [(loaded.model, old), (loaded.model, tokenizer)])
-    loaded.model.to(pick_device())
+    loaded.model.to(pick_device(config.device))
     head = check_head(run, loaded, data)
     run.update(parent={**parent, "parameters": parameter_count(loaded.model), "head": head},
                baseline=f"A: {Path(config.base_model).name} as loaded, its head {head}")
@@ -204,10 +206,10 @@ class DaptPlan:
     mix: ChunkMix
     masker: WordMasker
 
-# %% ../nbs/08_dapt.ipynb #5e505473
+# %% ../nbs/08_dapt.ipynb #662fd1ae
 def plan_dapt(run: Run, config: DaptConfig, data: DaptData, base: Base, settings: Settings) -> tuple[DaptPlan, DaptConfig]:
     "Chunks, plan and claims; `auto` is resolved here, once, and stays resolved."
-    device = pick_device()
+    device = pick_device(config.device)
     config = frozen(run, DaptConfig, precision=pick_precision(config.precision, device))
     def chunks(splits: Splits, pattern: Any) -> Any:
         return write_chunks(splits.documents("train"), f"{splits.hash}/train", base.tokenizer, pattern, config.max_seq_length, settings.data / "cache")
@@ -246,7 +248,7 @@ def masked_example(mix: ChunkMix, masker: WordMasker, most: int = 120) -> list[d
         shown.append({"text": token.replace("▁", " ").replace(MARK, ""), "kind": kind, "term": bool(is_term)})
     return shown
 
-# %% ../nbs/08_dapt.ipynb #67685159
+# %% ../nbs/08_dapt.ipynb #fb93f6bd
 def validate(config: DaptConfig, base: Base, data: DaptData) -> dict[str, Any]:
     "Perplexities on the validation split: what chooses the checkpoint, and where forgetting shows first."
     def figure(kind: str) -> Any:
@@ -261,7 +263,7 @@ def validate(config: DaptConfig, base: Base, data: DaptData) -> dict[str, Any]:
 def train_dapt(run: Run, config: DaptConfig, base: Base, data: DaptData, planned: DaptPlan) -> Trained:
     "Train to the end of the plan; the state before the first step is evaluated too."
     if not any(event["kind"] == "eval" for event in read_events(run.folder)): run.log("eval", 0, split="validation", **validate(config, base, data))
-    return train(run, config, base.loaded.model, base.tokenizer, planned.mix, planned.masker, planned.plan.steps, planned.plan.warmup,
+    return train(run, config, use_summed_loss(base.loaded.model), base.tokenizer, planned.mix, planned.masker, planned.plan.steps, planned.plan.warmup,
                  lambda: validate(config, base, data))
 
 # %% ../nbs/08_dapt.ipynb #7384ac70
@@ -302,10 +304,10 @@ def fragmentation_rows(data: DaptData, base: Base) -> list[dict[str, Any]]:
     before, after = fragmentation(base.old_tokenizer, names), fragmentation(base.tokenizer, names)
     return [{"term": t, "words": len(t.split()), "pieces_before": before[t], "pieces_after": after[t], "added": t in base.added} for t in names]
 
-# %% ../nbs/08_dapt.ipynb #2a3a9b42
+# %% ../nbs/08_dapt.ipynb #205b77c9
 def judge_dapt(run: Run, config: DaptConfig, base: Base, data: DaptData, trained: Trained, settings: Settings) -> list[dict[str, Any]]:
     "Read the test split once, with the base as loaded and with the best checkpoint; write tables, claims, samples, model; finish."
-    best, device = best_checkpoint(run.folder), pick_device()
+    best, device = best_checkpoint(run.folder), pick_device(config.device)
     tuned, original = load_mlm(best["folder"]), load_mlm(base_path(config, settings))
     tuned.model.to(device); original.model.to(device)
     scores = compared(config, original, tuned, data, base.variants)

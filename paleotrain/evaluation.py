@@ -7,7 +7,7 @@ __all__ = ['MOST_DOCUMENTS', 'METRICS', 'sample_documents', 'evaluation_windows'
            'batch_tokens', 'claim', 'verdict', 'judged', 'set_claim', 'metric_row', 'by_term', 'metric_rows',
            'term_rows', 'cloze', 'write_samples', 'evaluate_run', 'spellings', 'base_of', 'export_model']
 
-# %% ../nbs/07_evaluation.ipynb #08b11568
+# %% ../nbs/07_evaluation.ipynb #134f8669
 import csv
 import heapq
 import json
@@ -23,10 +23,9 @@ import numpy as np
 from .core import Settings, UserError, atomic_dir, atomic_write, locate, located, read_json, sha256, shown_path, stable_fraction, write_json
 from .corpus import Splits
 from .documents import Document, ReadReport, expand, read_documents
-from paleotrain.metrics import (
-    FEW_UNITS, Comparison, Scores, Window, compare, perplexity, fitting, score, term_windows, top_words, word_windows,
-)
+from .metrics import FEW_UNITS, Scores, Window, fitting, score, term_windows, top_words, word_windows
 from .models import LoadedModel, load_mlm, pick_device
+from .perplexity import Comparison, compare, perplexity
 from .plan import TrainConfig
 from .runs import Run
 

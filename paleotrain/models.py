@@ -189,14 +189,18 @@ def _resize(model: "PreTrainedModel", size: int) -> None:
     head.bias = nn.Parameter(torch.cat([head.bias.data, head.bias.data.new_zeros(size - old.num_embeddings)]))
     config.vocab_size = size
 
-# %% ../nbs/05_models.ipynb #eb5f56e4
-def pick_device() -> str:
-    "cuda where it works, else cpu; a driver that is there but does not start is an error."
+# %% ../nbs/05_models.ipynb #79df5645
+def pick_device(
+    asked: str = "auto", # auto, cpu or cuda
+) -> str:
+    "For auto, cuda where it works, else cpu; a driver that is there but does not start is an error."
+    if asked == "cpu": return "cpu"
     if torch.cuda.is_available(): return "cuda"
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"): return "cpu"
-    if Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidia0").exists():
+    driver = Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidia0").exists()
+    if driver and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
         raise UserError("cuda", "an NVIDIA driver is there but does not initialise",
                         "see nvidia-smi (a reboot after a driver update, a CUDA build of torch), or set CUDA_VISIBLE_DEVICES='' to mean the CPU")
+    if asked == "cuda": raise UserError("device", "'cuda' asked and no CUDA device here", "use auto or cpu")
     return "cpu"
 
 def pick_precision(

@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['TrainConfig', 'Plan', 'make_plan', 'plan_problems']
 
-# %% ../nbs/06_plan.ipynb #2249b4e5
+# %% ../nbs/06_plan.ipynb #3a8dc6d2
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .core import PhaseConfig
 
-# %% ../nbs/06_plan.ipynb #27d837db
+# %% ../nbs/06_plan.ipynb #07369c5b
 class TrainConfig(PhaseConfig):
     "What every training phase can be told; names and meanings are the Trainer's."
     max_steps: int | None = Field(None, ge=1, description="optimizer steps; wins over num_train_epochs")
     num_train_epochs: float = Field(3.0, gt=0, description="passes over the training text, where max_steps is not set")
-    per_device_train_batch_size: int = Field(8, ge=1, description="chunks in a micro-batch")
+    per_device_train_batch_size: int = Field(8, ge=1, description="rows of max_seq_length in a micro-batch")
     per_device_eval_batch_size: int = Field(16, ge=1, description="rows of max_seq_length in an evaluation batch")
     gradient_accumulation_steps: int = Field(16, ge=1, description="micro-batches in an optimizer step")
     learning_rate: float = Field(2e-4, gt=0, description="peak learning rate of AdamW")
@@ -28,12 +28,15 @@ class TrainConfig(PhaseConfig):
     adam_beta2: float = Field(0.98, gt=0, lt=1, description="AdamW's decay of the second moment; 0.98 as in RoBERTa")
     adam_epsilon: float = Field(1e-6, gt=0, description="AdamW's epsilon; 1e-6 as in RoBERTa and DeBERTa")
     max_grad_norm: float = Field(1.0, gt=0, description="norm that gradients are clipped to")
-    lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"] = Field("linear", description="shape of the learning rate")
+    lr_scheduler_type: Literal["linear", "cosine", "wsd", "constant_with_warmup"] = Field(
+        "linear", description="shape of the learning rate; wsd: warm-up, stable, and a decay over the last fifth")
+    min_lr_ratio: float = Field(0.0, ge=0, lt=1, description="where cosine and wsd end, as a share of the peak")
     warmup_steps: float = Field(0.06, ge=0, description="optimizer steps of warm-up; below 1: a share of all steps")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the hardware has it")
     gradient_checkpointing: bool = Field(False, description="recompute activations: about a third slower, far less memory")
-    max_seq_length: int = Field(512, ge=16, le=4096, description="tokens in a chunk, special tokens counted")
-    mlm_probability: float = Field(0.15, gt=0, lt=0.9, description="share of non-special tokens to predict")
+    max_seq_length: int = Field(512, ge=16, le=4096, description="tokens in a row: a chunk with its special tokens, or a context")
+    mlm_probability: float = Field(0.15, gt=0, lt=0.9, description="share of non-special tokens to predict, of masked models")
     logging_steps: int = Field(100, ge=1, description="optimizer steps between train events")
     eval_steps: int = Field(2000, ge=1, description="optimizer steps between evaluations on the validation split")
     save_steps: int = Field(10_000, ge=1, description="optimizer steps between checkpoints; a multiple of eval_steps")
@@ -45,6 +48,12 @@ class TrainConfig(PhaseConfig):
     tracker: Literal["none", "tensorboard", "wandb"] = Field("none", description="where train and eval events go as well; wandb works offline too")
     tracker_project: str = Field("paleotrain", description="W&B project")
     tracker_tags: list[str] = Field([], description="W&B tags")
+
+    @model_validator(mode="after")
+    def has_an_end(self) -> "TrainConfig":
+        if self.min_lr_ratio and self.lr_scheduler_type not in ("cosine", "wsd"):
+            raise ValueError(f"min_lr_ratio {self.min_lr_ratio:g} is for cosine and wsd, not for {self.lr_scheduler_type}")
+        return self
 
 # %% ../nbs/06_plan.ipynb #4241e45e
 @dataclass
@@ -59,7 +68,7 @@ class Plan:
         rows = [f"{name:26}{value:>16}   {remark}" for name, value, remark in self.rows]
         return "\n".join([*rows, *(f"note: {problem}" for problem in self.problems)])
 
-# %% ../nbs/06_plan.ipynb #ccfd01b5
+# %% ../nbs/06_plan.ipynb #2240a468
 def make_plan(
     config: TrainConfig,
     tokens_per_epoch: int, # of training text and replay
@@ -79,7 +88,7 @@ def make_plan(
     decided = f"max_steps, wins over {config.num_train_epochs:g} epochs" if config.max_steps else f"{config.num_train_epochs:g} epochs"
     rows = [
         ("training tokens an epoch", f"{tokens_per_epoch:,}", f"{batches_per_epoch:,} micro-batches"),
-        ("effective batch", f"{batch * accumulation:,} chunks", f"{batch} x {accumulation} accumulated, about {tokens_per_epoch / per_epoch:,.0f} tokens"),
+        ("effective batch", f"{batch * accumulation:,} rows", f"{batch} x {accumulation} accumulated, about {tokens_per_epoch / per_epoch:,.0f} tokens"),
         ("optimizer steps", f"{steps:,}", decided),
         ("epochs", f"{epochs:,.1f}", f"{tokens:,.0f} tokens seen"),
         ("warm-up", f"{warmup:,} steps", f"{warmup / steps:.0%} of all"),

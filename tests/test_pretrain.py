@@ -45,8 +45,9 @@ def test_tiny_base_beats_half_of_a_unigram_model_on_real_text():
     from paleotrain.core import load_settings
     from paleotrain.dapt import evaluation_windows
     from paleotrain.corpus import load_splits
-    from paleotrain.metrics import compare, score, unigram_scores
+    from paleotrain.metrics import score
     from paleotrain.models import load_mlm
+    from paleotrain.perplexity import compare, unigram_scores
     from paleotrain.plan import TrainConfig
     settings = load_settings()
     text = settings.corpora / "general/wikitext2_test.txt"
