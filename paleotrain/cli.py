@@ -6,7 +6,7 @@
 __all__ = ['make_parser', 'parsed', 'from_file', 'given_values', 'refuse_preset', 'attempts', 'request_stop', 'execute',
            'run_phase', 'told', 'refused', 'conclude', 'run_line', 'list_runs', 'main']
 
-# %% ../nbs/16_cli.ipynb #3e5bf4b6
+# %% ../nbs/16_cli.ipynb #82d7c620
 import argparse
 import os
 import shutil
@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from .core import Settings, UserError, load_settings, read_json
-from .plots import last_step, read_run
-from .report import claims_table, compare_runs, render_report, resume_command
+from .journal import last_step, read_run
+from .lead import resume_command
+from .report import render_report
+from .report_terminal import claims_table, compare_runs
 from .runs import derive_status, find_run, new_run_id, read_events
 
 # %% ../nbs/16_cli.ipynb #45c501f8
@@ -162,7 +164,7 @@ def conclude(folder: Path, error: BaseException | None) -> int:
     print(f"error: {text}" if name == "UserError" else f"error: {name}: {text}\nthe whole traceback stands in {folder / 'run.ipynb'}", file=sys.stderr)
     return 2 if name == "UserError" else 1
 
-# %% ../nbs/16_cli.ipynb #ff4eb83d
+# %% ../nbs/16_cli.ipynb #009a5b09
 def run_line(folder: Path) -> str:
     "Id, status, steps, time and title of a run in one line; steps so far where it has not ended."
     try: status, manifest = derive_status(folder), read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
@@ -186,8 +188,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "report": print(render_report(find_run(given.run, settings)))
         if given.command == "compare": print(compare_runs([find_run(name, settings) for name in given.runs]))
         if given.command == "evaluate":
+            folder = find_run(given.run, settings)
+            if read_json(folder / "manifest.json").get("report") == "causal": # a model from left to right has a phase of its own for this
+                words = ["run", "evaluate", "-p", "model", given.run, "-p", "corpus", ";".join(given.data)]
+                return run_phase(make_parser(settings).parse_args(words), settings)
             from paleotrain.evaluation import evaluate_run
-            print(evaluate_run(find_run(given.run, settings), given.data, settings))
+            print(evaluate_run(folder, given.data, settings))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

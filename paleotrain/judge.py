@@ -44,7 +44,7 @@ def xz_bits(
     def length(data: bytes) -> int: return len(lzma.compress(data, preset=9))
     return 8 * (length(before + b"\n" + judged) - length(before)) / len(judged)
 
-# %% ../nbs/08_judge.ipynb #9370db8e
+# %% ../nbs/08_judge.ipynb #eb9ef706
 MEASURES = (("nats a character", "characters", 1.0), ("nats a token", "tokens", 1.0), ("bits a character", "characters", BITS), ("bits a byte", "bytes", BITS))
 
 @dataclass
@@ -60,7 +60,7 @@ class Judged:
 def score_rows(
     split: str,
     judged: Judged,
-    xz: float | None, # bits a byte
+    xz: float, # bits a byte
     seed: int,
 ) -> list[dict[str, Any]]:
     "Rows of tables/scores.csv."
@@ -69,19 +69,19 @@ def score_rows(
         rows.append({"split": split, "measure": measure, "windows": judged.windows, "value": f.value, "low": f.low, "high": f.high, "n": f.n,
                      "units": f.units, "baseline": baseline, "baseline_name": name})
     for measure, per, scale in MEASURES:
-        found = figure(judged.scores, per, scale, seed=seed)
-        row(measure, found, figure(unigram, per, scale, seed=seed).value, "unigram model")
-        if measure == "bits a byte" and xz is not None: row(measure, found, xz, "xz")
+        found, against = figure(judged.scores, per, scale, seed=seed), figure(unigram, per, scale, seed=seed).value
+        row(measure, found, *((xz, "xz") if measure == "bits a byte" else (against, "unigram model")))
         if measure == "nats a token":
             value, low, high = (math.exp(x) for x in (found.value, found.low, found.high))
-            row("perplexity a token", Figure(value, low, high, found.n, found.units), math.exp(figure(unigram, per, seed=seed).value), "unigram model")
+            row("perplexity a token", Figure(value, low, high, found.n, found.units), math.exp(against), "unigram model")
     return rows
 
 def unit_rows(split: str, judged: Judged) -> list[dict[str, Any]]:
     "Rows of tables/units.csv: one unit of text each."
     s = judged.scores
+    columns = zip(s.units, s.characters, divisor(s, "bytes"), s.pieces, s.nats, strict=True)
     return [{"split": split, "unit": unit, "characters": int(c), "bytes": int(b), "tokens": int(t), "nats": round(float(n), 3),
-             "bits_per_byte": round(float(n * BITS / b), 4)} for unit, c, b, t, n in zip(s.units, s.characters, divisor(s, "bytes"), s.pieces, s.nats, strict=True)]
+             "bits_per_byte": round(float(n * BITS / b), 4)} for unit, c, b, t, n in columns]
 
 # %% ../nbs/08_judge.ipynb #d0de5667
 def set_figure(

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['ENDS', 'SHOWN', 'WORDS', 'lead', 'one_text', 'texts', 'statistics_table', 'words']
 
-# %% ../nbs/15_report_generate.ipynb #de43a2dd
+# %% ../nbs/15_report_generate.ipynb #b80afcf2
 from typing import Any
 
-from .plots import RunRecord, absent, count, esc, magnitude, note, percent, table
-from .report import sentence
+from .journal import RunRecord, absent, count, esc, magnitude, note, percent, table
+from .lead import sentence
 
 # %% ../nbs/15_report_generate.ipynb #0c2681ff
 ENDS = {"eos": "ended by the model's own end of text", "stop": "ended before a stop sequence", "length": "cut at the length asked"}

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['FATES', 'HATCHES', 'ANY', 'WORDS', 'lead', 'fate_look', 'plot_fates', 'dropped_table', 'corpora_table',
-           'clusters_table', 'evaluation_table', 'example', 'inputs', 'words']
+           'clusters_table', 'evaluation_table', 'example', 'inputs']
 
-# %% ../nbs/15_report_prepare.ipynb #417172d6
+# %% ../nbs/15_report_prepare.ipynb #12693528
 from collections import defaultdict
 from itertools import starmap
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from .plots import GREY, INK, OURS, RunRecord, absent, count, esc, filesize, magnitude, note, percent, quantity, small, table
-from .report import sentence
+from .journal import RunRecord, absent, count, esc, filesize, magnitude, note, percent, quantity, small, table
+from .lead import sentence
+from .plots import GREY, INK, OURS
 
 # %% ../nbs/15_report_prepare.ipynb #7f558624
 def lead(run: RunRecord) -> str:
@@ -107,7 +108,7 @@ def evaluation_table(run: RunRecord) -> str:
     return note(said) + table("lrrr", ("item", "13-grams", "found", "share"),
                               [(esc(r["item"]), count(r["ngrams"]), count(r["found"]), percent(r["share"], False)) for r in met[:12]])
 
-# %% ../nbs/15_report_prepare.ipynb #c21a81b8
+# %% ../nbs/15_report_prepare.ipynb #81a1066e
 def example(run: RunRecord) -> str:
     "The passage with most edits: what stood there struck through, what came in its place marked."
     pieces = run.manifest.get("example")
@@ -136,8 +137,3 @@ WORDS = {
     "overlap": "an evaluation document half of whose 13-grams stand in training; it is left out.",
     "chat examples": "short conversations for fine-tuning, built from a document by a template.",
 }
-
-def words() -> str:
-    "The words of this report, explained."
-    own = "".join(f"<dt>{esc(word)}</dt><dd>{esc(said)}</dd>" for word, said in WORDS.items())
-    return f'<dl class="small">{own}</dl>'

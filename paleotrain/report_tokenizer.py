@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['BOX', 'KINDS_OF_BOX', 'SHADES', 'WORDS', 'cut_share', 'one_word', 'labels', 'extended', 'lead', 'boxes',
            'sentence_cuts', 'comparison_table', 'plot_words', 'plot_cost', 'by_category', 'plot_terms', 'named',
-           'still_cut', 'small_list', 'never_seen', 'terms_section', 'words']
+           'still_cut', 'small_list', 'never_seen', 'terms_section']
 
-# %% ../nbs/15_report_tokenizer.ipynb #0fb41ff3
+# %% ../nbs/15_report_tokenizer.ipynb #7bb96705
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from .plots import GREY, INK, OURS, SOFT, RunRecord, absent, count, esc, magnitude, note, number, percent, small, spanned, table
-from .report import sentence
+from .journal import RunRecord, absent, count, esc, magnitude, note, number, percent, small, spanned, table
+from .lead import sentence
+from .plots import GREY, INK, OURS, SOFT
 
 # %% ../nbs/15_report_tokenizer.ipynb #7728feec
 def cut_share(rows: Sequence[dict[str, Any]], when: str) -> float: # of terms, the mean of the four contexts
@@ -184,7 +185,7 @@ def terms_section(run: RunRecord) -> str:
     if not run.tables["fragmentation"]: return absent(run.lacking("tables/fragmentation.csv", "No terms were given."))
     return never_seen(run) + still_cut(run)
 
-# %% ../nbs/15_report_tokenizer.ipynb #422d50c9
+# %% ../nbs/15_report_tokenizer.ipynb #f3763491
 WORDS = {
     "token": "the piece of text a model reads and writes at a time. It sees its number, not its letters.",
     "vocabulary": "the list of all tokens a tokenizer knows; each costs a row of numbers in the model.",
@@ -196,7 +197,3 @@ WORDS = {
     "cut": "of a term of one word: more than one token, or unknown, in a place. Four are tried: after a space, after a bracket, before a comma, at the start.",
     "95 % interval": "where the figure lies in 95 of 100 redrawings of the test documents.",
 }
-
-def words() -> str:
-    "The words of this report, explained."
-    return f'<dl class="small">{"".join(f"<dt>{esc(word)}</dt><dd>{esc(said)}</dd>" for word, said in WORDS.items())}</dl>'

@@ -18,7 +18,7 @@ from paleotrain.core import UserError, load_settings, read_json, resolve, sha256
 from paleotrain.corpus import SPLITS
 from paleotrain.documents import ReadReport
 from paleotrain.duplicates import THRESHOLD, jaccard, shingles
-from paleotrain.plots import read_run
+from paleotrain.journal import read_run
 from paleotrain.corpora import write_corpora, write_sft
 from paleotrain.prepare import PrepareConfig, gather, judge, promise_claims, read_all, sort_out
 from paleotrain.runs import Run, derive_status

@@ -11,9 +11,10 @@ import pytest
 from filelock import FileLock
 from papermill.exceptions import PapermillExecutionError
 
-from paleotrain import plots
-from paleotrain.plots import read_run
-from paleotrain.report import claims_table, compare_runs, render_report
+from paleotrain import journal
+from paleotrain.journal import read_run
+from paleotrain.report import render_report
+from paleotrain.report_terminal import claims_table, compare_runs
 
 NBS = Path(__file__).parents[1] / "nbs"
 SECTIONS = ["Verdicts", "Before and after", "Curves", "Terms", "Samples", "Data", "Parameters", "Limits", "Environment", "Repeat", "Glossary"]
@@ -21,9 +22,9 @@ HOSTILE = """<script>alert("x")</script><img src='http://evil.invalid/x.png' one
 
 
 def example() -> dict[str, Any]:
-    "The functions that write the invented run, from the cells of 14_plots tagged `example`."
-    names: dict[str, Any] = dict(vars(plots))
-    for cell in json.loads((NBS / "14_plots.ipynb").read_text(encoding="utf-8"))["cells"]:
+    "The functions that write the invented run, from the cells of 14_journal tagged `example`."
+    names: dict[str, Any] = dict(vars(journal))
+    for cell in json.loads((NBS / "14_journal.ipynb").read_text(encoding="utf-8"))["cells"]:
         if "example" in cell["metadata"].get("tags", []): exec("".join(cell["source"]), names)
     return names
 

@@ -110,7 +110,8 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights_for_each_family(runs,
 
 
 def test_run_pretrain_from_a_text_file_to_a_report(runs, text):
-    done = command("paleotrain", "run", "pretrain", *options(TINY | {"corpus": text, "family": "llama", "parameters": "60k", "max_steps": 8, "prompts": "a tri;the "}))
+    asked = {"corpus": text, "family": "llama", "parameters": "60k", "max_steps": 8, "prompts": "a tri;the "}
+    done = command("paleotrain", "run", "pretrain", *options(TINY | asked))
     assert done.returncode == 0, done.stderr[-3000:]
     folder = only_run(runs)
     manifest = json.loads((folder / "manifest.json").read_text())
