@@ -8,7 +8,7 @@ __all__ = ['GENERAL_TEST', 'GENERAL_VALIDATION', 'DaptConfig', 'DaptData', 'prep
            'plan_dapt', 'masked_example', 'validate', 'train_dapt', 'compared', 'measured_claims', 'fragmentation_rows',
            'judge_dapt']
 
-# %% ../nbs/08_dapt.ipynb #483f59e7
+# %% ../nbs/08_dapt.ipynb #7bfa4268
 import math
 import shutil
 from collections import Counter
@@ -33,7 +33,8 @@ from .metrics import Scores, Window, score
 from .models import LoadedModel, check_base, extend_model, load_mlm, parameter_count, pick_device, pick_precision, usable_positions, use_summed_loss
 from .perplexity import compare, perplexity, unigram_scores
 from .plan import Plan, TrainConfig, make_plan
-from .runs import Run, best_checkpoint, finish, frozen, promise, read_events, refuse_changed, same_parent, write_table
+from .runs import Run, best_checkpoint, finish, promise, read_events, refuse_changed, same_parent, write_table
+from .starting import frozen
 from .tokenizer import fragmentation
 from .training import Trained, train
 from .vocabulary import MARK, extend_tokenizer

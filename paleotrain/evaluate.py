@@ -7,7 +7,7 @@ __all__ = ['MEASURES', 'MOST_ROWS', 'EvaluateConfig', 'model_folder', 'EvaluateD
            'prepare', 'promise_claims', 'Measured', 'as_units', 'measure', 'opening', 'write_all_samples', 'score_rows',
            'unit_rows', 'token_rows', 'character_rows', 'judged_claims', 'below', 'noted', 'judge']
 
-# %% ../nbs/09_evaluate.ipynb #bd558699
+# %% ../nbs/09_evaluate.ipynb #da30229c
 import heapq
 import json
 import lzma
@@ -30,7 +30,8 @@ from .generate import Sampling, generate, sample_statistics
 from .metrics import FEW_UNITS, Scores, unit_names
 from .models import LoadedModel, autocast, check_base, parameter_count, pick_device, pick_precision
 from .perplexity import BITS, compare_rates, figure, perplexity
-from .runs import Run, find_run, finish, frozen, promise, refuse_changed, same_parent, write_table
+from .runs import Run, find_run, finish, promise, refuse_changed, same_parent, write_table
+from .starting import frozen
 from .scoring import Scored, coverage, in_stretches, per_character, score_texts, unit_scores
 
 # %% ../nbs/09_evaluate.ipynb #4c59a052

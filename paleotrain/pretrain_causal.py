@@ -7,7 +7,7 @@ __all__ = ['SUBWORD', 'SIDE_BY_SIDE', 'CausalData', 'first_words', 'describe', '
            'load_or_make', 'causal_claims', 'plan_pretrain', 'prompts_of', 'draw_samples', 'clipped', 'train_pretrain',
            'judged_claims', 'judge_text', 'judge_pretrain']
 
-# %% ../nbs/09_pretrain_causal.ipynb #b025527d
+# %% ../nbs/09_pretrain_causal.ipynb #fe2ac600
 import math
 import re
 from collections import Counter
@@ -32,7 +32,8 @@ from .models import LoadedModel, parameter_count, pick_device, pick_precision
 from .perplexity import BITS, figure
 from .plan import Plan, make_plan
 from .pretrain import PretrainConfig
-from .runs import Run, best_checkpoint, finish, frozen, promise, read_events, refuse_changed, same_parent, write_table
+from .runs import Run, best_checkpoint, finish, promise, read_events, refuse_changed, same_parent, write_table
+from .starting import frozen
 from .scoring import coverage, in_stretches, score_texts, unit_scores
 from .stream import Contexts, next_token_batch, position_splits, write_stream
 from .tokenizer import KINDS, train_tokenizer

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PretrainData', 'prepare', 'load_or_make', 'plan_pretrain', 'train_pretrain', 'judge_pretrain']
 
-# %% ../nbs/09_pretrain_masked.ipynb #4dbc30fc
+# %% ../nbs/09_pretrain_masked.ipynb #d2bb3df7
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ from .perplexity import compare, perplexity, unigram_scores
 from .models import LoadedModel, load_mlm, new_mlm, parameter_count, pick_device, pick_precision, use_summed_loss
 from .plan import Plan, make_plan
 from .pretrain import PretrainConfig
-from .runs import Run, best_checkpoint, finish, frozen, promise, refuse_changed, same_parent, write_table
+from .runs import Run, best_checkpoint, finish, promise, refuse_changed, same_parent, write_table
+from .starting import frozen
 from .tokenizer import train_unigram
 from .training import Trained, train
 

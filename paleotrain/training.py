@@ -80,8 +80,8 @@ def make_trainer(
     trainer._loss_shifts_labels = False # ours are the tokens to predict, where they are predicted
     return trainer
 
-# %% ../nbs/07_training.ipynb #5af011e1
-WSD_DECAY = 0.2 # share of all steps, the last ones (Hu et al. 2024, MiniCPM, has a tenth or more)
+# %% ../nbs/07_training.ipynb #3a5d141a
+WSD_DECAY = 0.2 # share of all steps, the last ones
 
 def training_arguments(
     config: TrainConfig,

@@ -86,7 +86,7 @@ def test_a_model_against_another_in_process(runs, tmp_path):
 
     from paleotrain.core import UserError, load_settings
     from paleotrain.evaluate import EvaluateConfig, judge, measure, prepare, promise_claims
-    from paleotrain.runs import open_run
+    from paleotrain.starting import open_run
     settings, corpus = load_settings(), pages(tmp_path)
     model, tokenizer = saved(tmp_path / "first", 0)
     with torch.no_grad(): model.lm_head.weight.mul_(40)

@@ -78,7 +78,7 @@ def test_no_model_is_an_error_that_says_which_to_name(runs):
 
 def refused(given: dict, message: str) -> None:
     from paleotrain.core import UserError, load_settings
-    from paleotrain.runs import leave_run, open_run
+    from paleotrain.starting import leave_run, open_run
     from paleotrain.write import GenerateConfig, load, prepare
     with pytest.raises(UserError) as error:
         run, config = open_run("generate", GenerateConfig, given, load_settings())

@@ -67,7 +67,7 @@ import paleotrain.loop as loop
 from paleotrain import pretrain_causal as phase
 from paleotrain.core import load_settings
 from paleotrain.pretrain import PretrainConfig
-from paleotrain.runs import open_run
+from paleotrain.starting import open_run
 import json
 given, die = json.loads(sys.argv[1]), int(sys.argv[2])
 settings = load_settings()
@@ -139,7 +139,7 @@ def test_bad_input_ends_in_one_line(runs, text, tmp_path, monkeypatch, changes, 
     from paleotrain import pretrain_causal as phase
     from paleotrain.core import UserError, load_settings
     from paleotrain.pretrain import PretrainConfig
-    from paleotrain.runs import open_run
+    from paleotrain.starting import open_run
     if "corpus" in changes: changes = changes | {"corpus": str(tmp_path / f"{changes['corpus']}.txt")}
     settings = load_settings()
     run, config = open_run("pretrain", PretrainConfig, TINY | {"corpus": str(text), "family": "llama"} | changes, settings)

@@ -86,7 +86,7 @@ def test_what_cannot_be_trained_is_one_line(runs, artifacts, given, message):
 
 def test_empty_files_are_refused_before_anything_is_trained(runs, tmp_path):
     from paleotrain.core import UserError, load_settings
-    from paleotrain.runs import leave_run, open_run
+    from paleotrain.starting import leave_run, open_run
     from paleotrain.tokenize import TokenizerConfig, prepare
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "no_terms.csv").write_text("term,category\n")
