@@ -22,7 +22,7 @@ check: venv  ## what a machine can say without training anything
 
 test: check  ## everything: checks, library notebooks, end-to-end tests
 	$(BIN)/python tests/house.py --notebooks
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lab: venv
 	$(BIN)/jupyter lab nbs/index.ipynb
@@ -30,6 +30,7 @@ lab: venv
 bench: venv
 	$(BIN)/python tests/bench.py
 	$(BIN)/python tests/bench_prepare.py
+	$(BIN)/python tests/bench_scratch.py
 
 readme: venv  ## README.md from nbs/index.ipynb
 	$(BIN)/python tests/house.py --write-readme

@@ -74,7 +74,7 @@ def count_parameters(family: str, vocab_size: int, shape: Shape, context: int) -
     rest = {"gpt2": context * h + 2 * h, "llama": h, "qwen2": h, "char_lstm": vocab_size} # positions and last norm; last norm; the head's bias
     return vocab_size * h + shape.num_hidden_layers * layer[family] + rest[family]
 
-# %% ../nbs/05_models_causal.ipynb #6696d758
+# %% ../nbs/05_models_causal.ipynb #0cc162ba
 TOLERANCE = 0.05 # of the parameters asked
 
 def attention_heads(hidden_size: int) -> int:
@@ -96,6 +96,7 @@ def shapes(family: str, parameters: int) -> list[Shape]:
     return [Shape(width, layers, heads[width]) for width in widths if heads[width] or family == "char_lstm"
             for layers in range(1, min(depth, width // 8) + 1)]
 
+# %% ../nbs/05_models_causal.ipynb #60ee0077
 def solve_shape(
     family: str, # one of FAMILIES
     vocab_size: int, # length of the tokenizer
@@ -164,7 +165,7 @@ def use_causal_loss(model: "PreTrainedModel") -> "PreTrainedModel":
     model.forward = MethodType(causal_loss_forward, model)
     return model
 
-# %% ../nbs/05_models_causal.ipynb #b5877dcf
+# %% ../nbs/05_models_causal.ipynb #4ff2894a
 def _model_folder(name: str | Path) -> str:
     "The place of the model: of a run's folder, its model/."
     folder = Path(name)
@@ -194,6 +195,7 @@ def _config_and_tokenizer(name: str) -> tuple[Any, Any]:
         raise UserError(name, f"its tokenizer has {len(tokenizer):,} tokens and the model {config.vocab_size:,} rows", "use the tokenizer it was trained with")
     return config, tokenizer
 
+# %% ../nbs/05_models_causal.ipynb #171208b5
 def load_causal(
     name: str | Path, # folder of a run or of a saved model, or a hub name
     device: str = "cpu", # cpu or cuda: where it goes

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from .plan import TrainConfig
 
-# %% ../nbs/09_pretrain.ipynb #fb224f91
+# %% ../nbs/09_pretrain.ipynb #575bf374
 class PretrainConfig(TrainConfig):
     "Parameters of pretraining, beside those of every training."
     name: str = Field("a small DeBERTa", description="what the model is called in the report")
@@ -38,7 +38,7 @@ class PretrainConfig(TrainConfig):
     sample_tokens: int = Field(100, ge=1, le=512, description="tokens of a sample")
     target_nats: float | None = Field(None, gt=0, description="claim: nats a character on validation at most this; None: 20 % below a unigram model")
     target_minutes: float | None = Field(None, gt=0, description="claim: training with its evaluations takes at most this; None: not claimed")
-    reference: str | None = Field(None, description="a published figure to draw beside the curve: nats a character, then words")
+    reference: str | None = Field(None, pattern=r"^\d+(\.\d+)? .", description="a published figure to draw beside the curve: nats a character, then words")
 
     @field_validator("corpus", "test_files", "validation_files", "tracker_tags", mode="before")
     @classmethod

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SUBWORD', 'SIDE_BY_SIDE', 'CausalData', 'first_words', 'describe', 'prepare', 'make_tokenizer', 'make_model',
            'load_or_make', 'causal_claims', 'plan_pretrain', 'prompts_of', 'draw_samples', 'clipped', 'train_pretrain',
-           'judged_claims', 'judge_text', 'judge_pretrain']
+           'judge_text', 'judged_claims', 'judge_pretrain']
 
-# %% ../nbs/09_pretrain_causal.ipynb #fe2ac600
+# %% ../nbs/09_pretrain_causal.ipynb #43d4dc80
 import math
 import re
 from collections import Counter
@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .batches import tokenizer_hash
-from .causal import Shape, load_causal, new_causal, parse_size, pick_attention, solve_shape, use_causal_loss
+from .causal import Shape, context_length, load_causal, new_causal, parse_size, solve_shape, use_causal_loss
 from .core import Settings, UserError, locate, located, read_json, set_seed, sha256, sha256_file, shown_path, write_json
 from .corpus import SPLITS, load_splits
+from .dapt import check_parent_text
 from .documents import Document, expand
 from .evaluation import batch_tokens, claim, export_model, sample_documents, set_claim, write_samples
-from .generate import Sampling, generate, sample_statistics
-from .judge import Judged, score_rows, set_figure, unigram_of, unit_rows, xz_bits
+from .generate import Sampling
+from .judge import Judged, sample_rows, score_rows, set_figure, set_unknown, unigram_of, unit_rows, xz_bits
 from .metrics import unit_names
 from .models import LoadedModel, parameter_count, pick_device, pick_precision
 from .perplexity import BITS, figure
@@ -87,7 +88,7 @@ def _by_document(run: Run, config: PretrainConfig, settings: Settings) -> Causal
     if splits.report.bad: run.warn(f"{splits.report.bad} broken lines were left out")
     return CausalData(lambda: (d.text for d in splits.documents("train")), held, f"{splits.hash}/train", False)
 
-# %% ../nbs/09_pretrain_causal.ipynb #5244e6eb
+# %% ../nbs/09_pretrain_causal.ipynb #1fb4b1a4
 def describe(
     run: Run, config: PretrainConfig, inputs: list[dict[str, Any]],
     texts: dict[str, list[tuple[str, str]]], # by split
@@ -99,14 +100,15 @@ def describe(
     counted = counts or {split: {"documents": len(found), "words": sum(len(t.split()) for _, t in found)} for split, found in texts.items()}
     for split, found in texts.items(): counted[split] = dict(counted[split]) | {"characters": sum(len(t) for _, t in found)}
     judged = "test" if texts["test"] else "validation"
-    run.update(title=f"Pretraining {config.name}", report="causal", inputs=inputs, reference=config.reference,
+    value, label = config.reference.split(" ", 1) if config.reference else ("", "")
+    run.update(title=f"Pretraining {config.name}", report="causal", inputs=inputs, reference={"value": float(value), "label": label} if value else None,
                data={"unit": unit, "split_by": split_by, "splits": counted, "general": None, "overlap": overlap, "test_units": [u for u, _ in texts[judged]]})
 
 def prepare(run: Run, config: PretrainConfig, settings: Settings) -> CausalData:
     "Read and split the text, before a tokenizer or a model is made."
     return _by_position(run, config, settings) if config.split == "position" else _by_document(run, config, settings)
 
-# %% ../nbs/09_pretrain_causal.ipynb #e0b06a61
+# %% ../nbs/09_pretrain_causal.ipynb #5158ec05
 def make_tokenizer(config: PretrainConfig, texts: Iterable[str], settings: Settings) -> Any:
     "A tokenizer of the kind asked for, trained on `texts`, or the one in the folder named."
     if config.tokenizer not in KINDS:
@@ -124,7 +126,7 @@ def make_tokenizer(config: PretrainConfig, texts: Iterable[str], settings: Setti
                         f"ask for at most {len(made):,}, or give more text")
     return made
 
-def make_model(config: PretrainConfig, tokenizer: Any) -> Any:
+def make_model(config: PretrainConfig, tokenizer: Any, device: str) -> Any:
     "A model with random weights, of the size asked for or of the dimensions given."
     context = config.max_seq_length
     if config.parameters: shape = solve_shape(config.family, len(tokenizer), parse_size(config.parameters), context)
@@ -132,43 +134,45 @@ def make_model(config: PretrainConfig, tokenizer: Any) -> Any:
         if config.hidden_size % config.num_attention_heads:
             raise UserError("hidden_size", f"{config.hidden_size} is no multiple of {config.num_attention_heads} heads", "choose one that is")
         shape = Shape(config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
-    return new_causal(config.family, tokenizer, shape, context, config.dropout)
+    return new_causal(config.family, tokenizer, shape, context, config.dropout, device)
 
-# %% ../nbs/09_pretrain_causal.ipynb #b7b2710b
+# %% ../nbs/09_pretrain_causal.ipynb #b754b86b
 def load_or_make(run: Run, config: PretrainConfig, data: CausalData, settings: Settings) -> LoadedModel:
     "A new tokenizer and model, or the ones to go on from; the same ones again on resume, since both come from text and seed."
     device = pick_device(config.device)
     set_seed(config.seed)
     if config.base_model:
         place = locate(config.base_model, settings)
-        loaded = load_causal(place if place.exists() else config.base_model)
+        loaded = load_causal(place if place.exists() else config.base_model, device)
+        check_parent_text(run, run.manifest["inputs"], loaded.name)
     else:
         tokenizer = make_tokenizer(config, data.training(), settings)
-        loaded = LoadedModel(make_model(config, tokenizer), tokenizer, "none, from scratch", "new")
+        loaded = LoadedModel(make_model(config, tokenizer, device), tokenizer, "none, from scratch", "new")
     model, tokenizer, folder = loaded.model, loaded.tokenizer, Path(loaded.name)
+    family, most = model.config.model_type, context_length(model)
+    if config.max_seq_length > most: raise UserError("max_seq_length", f"{config.max_seq_length} for a model of {most} positions", "use fewer")
     parent = same_parent(run, {"model": config.base_model or "none, from scratch", "sha256": sha256_file(folder) if folder.is_dir() else None,
                                "tokenizer_sha256": tokenizer_hash(tokenizer)})
     model.to(device)
-    if config.family != "char_lstm": model.set_attn_implementation(pick_attention(device))
     sample = "".join(text for _, text in data.held["validation"])[:100_000]
     facts = {"kind": config.tokenizer, "vocabulary": len(tokenizer),
              "characters_per_token": round(len(sample) / max(1, len(tokenizer(sample, verbose=False)["input_ids"])), 3)}
     shape = {name: getattr(model.config, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads") if hasattr(model.config, name)}
     asked = parse_size(config.parameters) if config.parameters else None
-    run.update(parent={**parent, "parameters": parameter_count(model), "asked": asked, "head": loaded.head, "family": config.family,
+    run.update(parent={**parent, "parameters": parameter_count(model), "asked": asked, "head": loaded.head, "family": family,
                        "shape": shape, "context": config.max_seq_length, "tokenizer": facts},
                baseline="a unigram model: each token by its frequency in the training split")
     return loaded
 
-# %% ../nbs/09_pretrain_causal.ipynb #a31f59d4
+# %% ../nbs/09_pretrain_causal.ipynb #d38b03f4
 def causal_claims(config: PretrainConfig, judged: str) -> list[dict[str, Any]]:
     "What a causal run promises before its first step; `judged` is the split that bits a byte are measured on."
     target = f"<= {config.target_nats:g} nats" if config.target_nats else "<= 80 % of a unigram model's"
     minutes = f"<= {config.target_minutes:g} min" if config.target_minutes else "no limit given"
     return [
-        claim("validation_nats_per_character", "Learns the text", "loss on the validation text, contexts side by side", target, unit="nats a character"),
+        claim("validation_nats_per_character", "Learns the text", "nats a character of the validation text, contexts side by side", target, unit="nats"),
         claim("bits_per_byte", "Predicts better than a compressor", f"bits a byte of the {judged} text, against xz behind the training text", "< xz",
-              unit="bits a byte"),
+              unit="bits"),
         claim("unknown_characters", "Can write what it reads", f"characters of the {judged} text that the tokenizer does not know", "< 0.1 %", unit="share"),
         claim("training_time", "Trains in the time given", "training with its evaluations", minutes, unit="min"),
     ]
@@ -185,24 +189,22 @@ def plan_pretrain(
     summary, judged = run.manifest["data"], "test" if data.held["test"] else "validation"
     plan = make_plan(config, mix.tokens_per_epoch, mix.batches_per_epoch, parameter_count(loaded.model), 0 if data.by_position else len(data.held[judged]))
     summary["splits"]["train"] |= {"tokens": len(stream), "chunks": mix.count}
-    attention = getattr(loaded.model.config, "_attn_implementation", None) if config.family != "char_lstm" else "none, recurrent"
+    attention = "none" if loaded.model.config.model_type == "char_lstm" else loaded.model.config._attn_implementation
+    plan.rows.append(("precision", config.precision, f"on {device}, attention {attention}; {run.manifest['config']['precision']['origin']}"))
     run.update(data=summary, plan={"rows": plan.rows, "problems": plan.problems},
                hardware=run.manifest["hardware"] | {"precision": config.precision, "device": device, "attention": attention})
     for problem in plan.problems: run.log("warning", message=problem)
     if not (run.folder / "claims.json").exists(): promise(run, causal_claims(config, judged))
     return plan, mix, next_token_batch, config
 
-# %% ../nbs/09_pretrain_causal.ipynb #6c167934
+# %% ../nbs/09_pretrain_causal.ipynb #2292cab0
 def prompts_of(config: PretrainConfig, data: CausalData) -> list[str]:
     "What samples go on from: the prompts given, else the first words of three validation texts."
     return config.prompts or [" ".join(text.split()[:4]) for _, text in data.held["validation"][:3]]
 
-def draw_samples(config: PretrainConfig, data: CausalData, loaded: LoadedModel, temperature: float = 0.8) -> list[dict[str, Any]]:
+def draw_samples(config: PretrainConfig, data: CausalData, loaded: LoadedModel) -> list[dict[str, Any]]:
     "One text a prompt, none picked."
-    sampling = Sampling(max_new_tokens=config.sample_tokens, temperature=temperature, seed=config.seed)
-    drawn = [generate(loaded.model, loaded.tokenizer, prompt, sampling)[0] for prompt in prompts_of(config, data)]
-    return [{"prompt": one.prompt, "text": one.text, "tokens": one.tokens, "ended_by_eos": one.ended_by_eos, "ended": one.ended, "temperature": temperature,
-             **{name: value for name, value in sample_statistics([one.text]).items() if name in ("distinct_2", "repeated_4")}} for one in drawn]
+    return sample_rows(loaded, prompts_of(config, data), Sampling(max_new_tokens=config.sample_tokens, temperature=0.8, seed=config.seed % 2**32))
 
 def clipped(texts: list[tuple[str, str]], words: int) -> list[tuple[str, str]]:
     "The first texts with so many words together, the last one cut."
@@ -224,8 +226,15 @@ def train_pretrain(run: Run, config: PretrainConfig, loaded: LoadedModel, data: 
                 "samples": draw_samples(config, data, loaded)}
     return train(run, config, use_causal_loss(loaded.model), loaded.tokenizer, mix, collate, plan.steps, plan.warmup, validate)
 
-# %% ../nbs/09_pretrain_causal.ipynb #1483603f
-SIDE_BY_SIDE = "validation, contexts side by side" # as in training and in the loop
+# %% ../nbs/09_pretrain_causal.ipynb #b9b8ea70
+def judge_text(config: PretrainConfig, loaded: LoadedModel, data: CausalData, split: str, stride: int) -> Judged:
+    "One split, scored by the model and by token frequency."
+    scored = score_texts(loaded.model, loaded.tokenizer, clipped(data.held[split], config.test_words), context=config.max_seq_length, stride=stride,
+                         batch_tokens=batch_tokens(config))
+    if data.by_position: scored = [part for one in scored for part in in_stretches(one)]
+    return Judged(scored, unigram_of(scored, data.counts), "side by side" if stride == config.max_seq_length else f"stride {stride}")
+
+SIDE_BY_SIDE = "validation, contexts side by side"
 
 def judged_claims(
     run: Run, config: PretrainConfig,
@@ -239,21 +248,13 @@ def judged_claims(
     loss, xz = next(r for r in rows if r["split"] == SIDE_BY_SIDE), next(r for r in rows if r["baseline_name"] == "xz")
     set_figure(claims, "validation_nats_per_character", loss, config.target_nats or 0.8 * loss["baseline"], "this text also chose the checkpoint")
     set_figure(claims, "bits_per_byte", xz, xz["baseline"], "" if xz["split"] == "test" else "there is no test split: this text also chose the checkpoint")
-    share = unknown.total() / max(1, known + unknown.total())
-    named = ", ".join(f"{letter!r} {count} times" for letter, count in unknown.most_common(5))
-    set_claim(claims, "unknown_characters", share, share < 0.001, known + unknown.total(), note=named)
+    set_unknown(claims, known, unknown, below=0.001)
     minutes = (trained.seconds + sum(e.get("seconds", 0) for e in read_events(run.folder) if e["kind"] == "eval")) / 60
     target = config.target_minutes
     set_claim(claims, "training_time", minutes if target else None, minutes <= target if target else None, note="" if target else "no limit given")
     return claims
 
-def judge_text(config: PretrainConfig, loaded: LoadedModel, data: CausalData, split: str, stride: int) -> Judged:
-    "One split, scored by the model and by token frequency."
-    scored = score_texts(loaded.model, loaded.tokenizer, clipped(data.held[split], config.test_words), context=config.max_seq_length, stride=stride,
-                         batch_tokens=batch_tokens(config))
-    if data.by_position: scored = [part for one in scored for part in in_stretches(one)]
-    return Judged(scored, unigram_of(scored, data.counts), "side by side" if stride == config.max_seq_length else f"stride {stride}")
-
+# %% ../nbs/09_pretrain_causal.ipynb #315a6a35
 def judge_pretrain(run: Run, config: PretrainConfig, data: CausalData, trained: Trained) -> list[dict[str, Any]]:
     "The held-out text by the best checkpoint; where there is no test split, the validation text, which also chose the checkpoint."
     best, split, context = best_checkpoint(run.folder), "test" if data.held["test"] else "validation", config.max_seq_length

@@ -8,7 +8,7 @@ __all__ = ['NAMES', 'CHOOSES', 'STAGES', 'WORDS', 'held_out', 'trained_on', 'sco
            'plot_rates', 'plot_speed', 'scores_table', 'plot_units', 'units_table', 'spread', 'cut', 'block',
            'development', 'folded', 'about', 'samples', 'model_facts']
 
-# %% ../nbs/15_report_causal.ipynb #1df4757e
+# %% ../nbs/15_report_causal.ipynb #34b2dba7
 import math
 import re
 import textwrap
@@ -20,12 +20,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from paleotrain.journal import (
-    NARROW, RunRecord, absent, count, esc, magnitude, note, number, pair, percent, small, spanned, table,
+    NARROW, RunRecord, absent, count, esc, magnitude, note, number, pair, percent, small, spanned, table, typeset,
 )
 from .lead import failures, halt, sentence, undecided
 from .plots import GREY, INK, OURS, SOFT, ending, resumes, series, token_axis
 
-# %% ../nbs/15_report_causal.ipynb #8cca763a
+# %% ../nbs/15_report_causal.ipynb #468ea46e
 NAMES = {"gpt2": "GPT-2", "llama": "Llama", "qwen2": "Qwen2", "char_lstm": "Char-LSTM"}
 
 def held_out(run: RunRecord) -> str: # the split the result is told of
@@ -37,9 +37,9 @@ def trained_on(run: RunRecord) -> str:
     size = f" of {magnitude(parent['parameters'])} parameters" if parent.get("parameters") else ""
     was = "was" if run.status == "finished" else "is being" if run.status == "running" else "was being"
     text = f"a {NAMES.get(parent.get('family', ''), 'language model')}{size} {was} trained from random weights"
-    if train.get("characters"): text += f" on {magnitude(train['characters'])} characters from {magnitude(train['documents'])} documents"
+    if train: text += f" on {magnitude(train['words'])} words from {magnitude(train['documents'])} documents"
     if tokens and train.get("tokens"): text += f": it read {magnitude(tokens[-1])} tokens, {number(tokens[-1] / train['tokens'])} times the text"
-    return sentence(text)
+    return typeset(sentence(text))
 
 # %% ../nbs/15_report_causal.ipynb #2cac259f
 def scores_of(run: RunRecord, split: str) -> dict[str, dict[str, Any]]: # by measure

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS", "1") # one core a worker, for what it starts too
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 SMALL = {"max_steps": 4, "eval_words": 60, "test_words": 200, "term_occurrences": 1, "logging_steps": 1, "eval_steps": 2, "save_steps": 2,
