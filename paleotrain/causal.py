@@ -24,7 +24,7 @@ from .models import LoadedModel, check_base, pick_device, plain_forward
 
 if TYPE_CHECKING: from transformers import PreTrainedConfig, PreTrainedModel
 
-# %% ../nbs/05_models_causal.ipynb #3b85d787
+# %% ../nbs/05_models_causal.ipynb #23c48285
 FAMILIES = ("gpt2", "llama", "qwen2", "char_lstm")
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def parse_size(
     size: str | int | float, # 1000000, "1M", "0.3M", "300k" or "1e6"
 ) -> int:
     "A number of parameters."
-    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)(e\d+)?\s*([kmb]?)", str(size).strip().lower())
+    found = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[0-9]{1,2})?\s*([kmb]?)", str(size).strip().lower())
     number = round(float(found[1] + (found[2] or "")) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[found[3]]) if found else 0
     if not 0 < number < 10**12: raise UserError("size", f"{size!r} is no number of parameters", "write it as in 1M, 0.3M, 300k or 1e6")
     return number

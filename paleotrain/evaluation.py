@@ -234,8 +234,8 @@ def base_of(manifest: Mapping[str, Any], settings: Settings) -> str | None:
     place = locate(name, settings) if name else None
     return str(place) if place and place.is_dir() else None
 
-# %% ../nbs/07_evaluation.ipynb #bebac6d7
-def export_model(run: Run, checkpoint: Path, claims: Iterable[Mapping[str, Any]]) -> None:
+# %% ../nbs/07_evaluation.ipynb #81780800
+def export_model(run: Run, checkpoint: Path, claims: Iterable[Mapping[str, Any]], usage: str = "") -> None:
     "The best checkpoint as a plain Hugging Face folder with a model card."
     parent, lines = run.manifest.get("parent") or {}, ["| claim | criterion | baseline | result | n | verdict |", "|---|---|---|---|---|---|"]
     for c in claims:
@@ -244,7 +244,7 @@ def export_model(run: Run, checkpoint: Path, claims: Iterable[Mapping[str, Any]]
     licences = sorted({str(i["licence"]) for i in run.manifest["inputs"] if i.get("licence")})
     card = [f"# {run.manifest['title']}", "", f"Run `{run.folder.name}`. Parent: {parent.get('model', 'none, from scratch')}. "
             f"Trained on: {', '.join(sorted({i['path'] for i in run.manifest['inputs'] if i['role'] != 'terms'}))}.",
-            f"Licences of the text, as stated in it: {', '.join(licences) or 'none stated; see the files'}.", "", *lines, ""]
+            f"Licences of the text, as stated in it: {', '.join(licences) or 'none stated; see the files'}.", "", *lines, "", *[usage, ""] * bool(usage)]
     with atomic_dir(run.folder / "model") as aside:
         for file in checkpoint.iterdir():
             ours = file.name in ("trainer_state.json", "checkpoint.json")

@@ -39,7 +39,7 @@ class Sampling(PhaseConfig):
     def several(cls, value: Any) -> Any: # papermill's -p gives a string
         return [part.replace(r"\n", "\n") for part in value.split(";") if part] if isinstance(value, str) else value
 
-# %% ../nbs/06_generate.ipynb #b072934c
+# %% ../nbs/06_generate.ipynb #15ac2fb7
 def reading_limit(model: "PreTrainedModel") -> int | None:
     "Tokens that the model can look back on; None for a recurrent one, which has no limit."
     return None if model.config.model_type == "char_lstm" else context_length(model)
@@ -56,7 +56,7 @@ def prompt_ids(
     limit: int | None, # from reading_limit
 ) -> list[int]:
     "The prompt's tokens; a UserError for a prompt that is empty, longer than the context, or not all known."
-    encoded = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    encoded = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False)
     ids: list[int] = encoded["input_ids"]
     if not ids: raise UserError("prompt", "it is empty", "write something, or name a file")
     unknown = unknown_characters(tokenizer, prompt, ids, encoded["offset_mapping"])

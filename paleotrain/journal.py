@@ -144,7 +144,7 @@ def typeset(text: object) -> str:
 
 def filesize(count: float) -> str: return f"{number(count / 1e6)} MB" if count >= 1e6 else f"{number(count / 1e3)} KB" # of bytes
 
-# %% ../nbs/14_journal.ipynb #32565204
+# %% ../nbs/14_journal.ipynb #0c338d3b
 def quantity(value: float | None, unit: str | None = "") -> str:
     "A value with its unit; a share is shown as per cent, with three digits where one decimal would say 0.0; a perplexity is a plain number."
     if unit == "share": return f"{number(100 * value)}{NARROW}%" if value and abs(value) < .001 else percent(value, signed=False)
@@ -153,7 +153,8 @@ def quantity(value: float | None, unit: str | None = "") -> str:
 def spanned(value: float | None, low: float | None, high: float | None, show: Callable[[float | None], str]) -> str:
     "`value (low to high)`, the interval left out where there is none."
     if low is None or high is None or low == high: return show(value)
-    return f"{show(value)} ({show(low).removesuffix(NARROW + '%')} to {show(high)})"
+    unit = "".join(show(value).rpartition(NARROW)[1:]) # said once
+    return f"{show(value)} ({show(low).removesuffix(unit) if unit else show(low)} to {show(high)})"
 
 def measured(row: dict[str, Any]) -> str: # what came out
     return spanned(row.get("value"), row.get("low"), row.get("high"), lambda x: quantity(x, row.get("unit")))

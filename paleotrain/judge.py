@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['XZ_MEMORY', 'MEASURES', 'unigram_of', 'xz_bits', 'Judged', 'score_rows', 'unit_rows', 'counted', 'set_figure',
-           'set_unknown', 'sample_rows']
+           'set_unknown', 'openings', 'sample_rows']
 
-# %% ../nbs/08_judge.ipynb #805c9ef0
+# %% ../nbs/08_judge.ipynb #375dadab
 import lzma
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,9 +22,9 @@ from .generate import Sampling, generate, sample_statistics
 from .metrics import FEW_UNITS, Scores
 from .models import LoadedModel
 from .perplexity import BITS, Figure, divisor, figure
-from .scoring import Scored, unit_scores
+from .scoring import Scored, coverage, unit_scores
 
-# %% ../nbs/08_judge.ipynb #396a1e13
+# %% ../nbs/08_judge.ipynb #4e7e083e
 def unigram_of(
     scored: Sequence[Scored],
     counts: NDArray[np.int64], # [vocabulary], of the training stream
@@ -37,13 +37,13 @@ XZ_MEMORY = 16 << 20 # bytes of training text the compressor is shown, the last 
 
 def xz_bits(
     texts: Sequence[str], # what is judged
-    training: Iterable[str] = (), # read until the memory is full; nothing: the texts alone
+    training: Iterable[str] = (), # its last XZ_MEMORY bytes; nothing: the texts alone
 ) -> float:
     "Bits a byte that `xz` needs for the texts behind the training text; its file header does not count."
-    seen, size = [], 0
+    seen, size = deque[bytes](), 0
     for text in training:
         seen.append(text.encode()); size += len(seen[-1])
-        if size > XZ_MEMORY: break
+        while size - len(seen[0]) >= XZ_MEMORY: size -= len(seen.popleft())
     before, judged = b"\n".join(seen)[-XZ_MEMORY:], "\n".join(texts).encode()
     def length(data: bytes) -> int: return len(lzma.compress(data, lzma.FORMAT_ALONE, preset=9))
     return 8 * (length(before + b"\n" + judged) - length(before)) / len(judged)
@@ -122,7 +122,24 @@ def set_unknown(
     share = lost / max(1, known + lost)
     set_claim(claims, "unknown_characters", share, not lost or share < below, known + lost, note=named)
 
-# %% ../nbs/08_judge.ipynb #d94fb33c
+# %% ../nbs/08_judge.ipynb #8f136d96
+def openings(
+    tokenizer: Any, # fast
+    texts: Iterable[str],
+    context: int, # tokens the model sees at once
+    most: int = 3,
+) -> list[str]:
+    "Beginnings for samples: the first words of texts, at most 40 characters and half of the context, in characters the tokenizer knows."
+    found: dict[str, None] = {}
+    for text in texts:
+        start = text.lstrip()[:41]
+        start = start if len(start) <= 40 else start.rpartition(" ")[0] or start[:40]
+        ends = [end for _, end in tokenizer(start, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)["offset_mapping"]]
+        start = start[:ends[min(len(ends), max(1, context // 2)) - 1]] if ends else ""
+        if start and not coverage(tokenizer, [start])[1]: found[start] = None
+        if len(found) == most: break
+    return list(found)
+
 def sample_rows(loaded: LoadedModel, prompts: Iterable[str], sampling: Sampling) -> list[dict[str, Any]]:
     "Rows of samples.jsonl, none picked; each prompt has a seed of its own, else all texts draw alike."
     rows = []

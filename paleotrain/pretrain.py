@@ -12,10 +12,10 @@ from pydantic import Field, field_validator, model_validator
 
 from .plan import TrainConfig
 
-# %% ../nbs/09_pretrain.ipynb #575bf374
+# %% ../nbs/09_pretrain.ipynb #37d77227
 class PretrainConfig(TrainConfig):
     "Parameters of pretraining, beside those of every training."
-    name: str = Field("a small DeBERTa", description="what the model is called in the report")
+    name: str = Field("a small model", description="what the model is called in the report")
     family: Literal["deberta", "gpt2", "llama", "qwen2", "char_lstm"] = Field("deberta", description="architecture; deberta is masked, the others causal")
     parameters: str | None = Field(None, description="size that a causal model's shape is solved for, such as 0.3M, 1M, 100M; None: the dimensions below")
     hidden_size: int = Field(192, ge=8, description="width of the model")
@@ -32,9 +32,10 @@ class PretrainConfig(TrainConfig):
     validation_files: list[str] | None = Field(None, description="files that make the validation split whole; None: by hash of the document")
     test_fraction: float = Field(0.05, ge=0, lt=0.9, description="share for the test split: of documents, by hash, or of characters, the last ones")
     validation_fraction: float = Field(0.03, gt=0, lt=0.9, description="share for the validation split, likewise, before the test split")
+    early_stopping_threshold: float = Field(0.002, ge=0, description="nats by which an evaluation has to improve: a word, of causal models a character")
     eval_words: int = Field(1500, ge=20, description="words scored at each evaluation; of a masked model, hidden ones")
     test_words: int = Field(6000, ge=20, description="words scored at the end, likewise")
-    prompts: list[str] | None = Field(None, description="what samples at each evaluation go on from; several with ;  None: beginnings of validation texts")
+    prompts: list[str] | None = Field(None, description="what samples begin with; several with ;, and \\n for a line's end; None: beginnings of validation texts")
     sample_tokens: int = Field(100, ge=1, le=512, description="tokens of a sample")
     target_nats: float | None = Field(None, gt=0, description="claim: nats a character on validation at most this; None: 20 % below a unigram model")
     target_minutes: float | None = Field(None, gt=0, description="claim: training with its evaluations takes at most this; None: not claimed")
@@ -48,12 +49,15 @@ class PretrainConfig(TrainConfig):
     @field_validator("prompts", mode="before")
     @classmethod
     def as_written(cls, value: Any) -> Any: # a line's end belongs to a prompt
-        return [part for part in value.split(";") if part] if isinstance(value, str) else value
+        return [part.replace(r"\n", "\n") for part in value.split(";") if part] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def fits_family(self) -> "PretrainConfig":
         if self.family == "deberta" and (self.parameters or self.tokenizer != "unigram" or self.split != "document"):
             raise ValueError("parameters, tokenizer and split 'position' are for causal models; choose a family such as llama")
+        if self.family == "char_lstm" and self.gradient_checkpointing:
+            raise ValueError("gradient_checkpointing is for transformers, not for char_lstm")
+        if self.base_model and self.parameters: raise ValueError("parameters is for models from scratch; base_model has its own size")
         if self.split == "position" and (self.test_files or self.validation_files):
             raise ValueError("split 'position' cuts each file of corpus; name no test_files or validation_files")
         return self

@@ -20,7 +20,7 @@ from .pretrain_causal import judge_pretrain, load_or_make, make_tokenizer, plan_
 from .runs import Run, promise
 from .starting import inner_run
 
-# %% ../nbs/09_scaling.ipynb #04853649
+# %% ../nbs/09_scaling.ipynb #bb5a1c57
 class ScalingConfig(PhaseConfig):
     "Parameters of a ladder."
     name: str = Field("a small ladder", description="what the ladder is called in the report")
@@ -57,8 +57,8 @@ class ScalingConfig(PhaseConfig):
 
     @model_validator(mode="after")
     def rungs_differ(self) -> "ScalingConfig":
-        names = [rung.name for rung in self.ladder]
-        twice = next((name for name in names if names.count(name) > 1), None)
+        kinds = [(rung.family, rung.tokenizer, rung.asked) for rung in self.ladder]
+        twice = next((rung.name for rung, kind in zip(self.ladder, kinds, strict=True) if kinds.count(kind) > 1), None)
         if twice: raise UserError("rungs", f"{twice} stands there twice", "name each model once")
         return self
 

@@ -35,7 +35,7 @@ def spans(
         scored = end
         if end == tokens - 1: return
 
-# %% ../nbs/06_scoring.ipynb #085ce8cf
+# %% ../nbs/06_scoring.ipynb #2a6f3e62
 @dataclass
 class Scored:
     "One text with what each of its tokens cost."
@@ -53,7 +53,7 @@ def encode(
     unit: str, # its name, for the message
 ) -> tuple[list[int], Scored]:
     "Ids to read, the one before the first scored included, and the text ready to be scored."
-    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    coded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False)
     ids, offsets = coded["input_ids"], np.array(coded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
     if not ids: raise UserError(unit, "an empty text", "give text")
     begin = 0
@@ -93,7 +93,7 @@ def _forward(model: Any, rows: Sequence[_Row], batch_tokens: int) -> Iterator[tu
             for row, found in zip(batch, logits, strict=True):
                 yield row, found[len(row.ids) - len(row.targets):len(row.ids)].float().log_softmax(-1)
 
-# %% ../nbs/06_scoring.ipynb #e1c61b6e
+# %% ../nbs/06_scoring.ipynb #15cd9bf0
 def score_texts(
     model: Any, # a causal language model
     tokenizer: Any, # its fast tokenizer
@@ -106,8 +106,8 @@ def score_texts(
 ) -> list[Scored]:
     "Surprisal of every token of every text, each scored exactly once; float32 unless the caller casts, dropout off."
     window = context or context_length(model)
-    step = stride or max(1, window // 2)
-    if step > window: raise UserError("stride", f"{step} is longer than the context of {window} tokens", "use at most the context")
+    step = max(1, window // 2) if stride is None else stride
+    if not 1 <= step <= window: raise UserError("stride", f"{step} for a context of {window} tokens", "use 1 to the context")
     read = [encode(tokenizer, text, unit) for unit, text in texts]
     done = [scored for _, scored in read]
     if top_k: done = [replace(scored, top=[[]] * len(scored.ids)) for scored in done]
@@ -170,7 +170,7 @@ def in_stretches(
                             [best for best, own in zip(scored.top, mine, strict=True) if own] if scored.top else [], max(0, min(scored.begin, b) - a)))
     return found
 
-# %% ../nbs/06_scoring.ipynb #acbf743c
+# %% ../nbs/06_scoring.ipynb #c2e28896
 def coverage(
     tokenizer: Any, # fast
     texts: Iterable[str],
@@ -179,7 +179,7 @@ def coverage(
     known, unknown = 0, Counter[str]()
     unk = None if tokenizer.unk_token_id == tokenizer.eos_token_id else tokenizer.unk_token_id # GPT-2 names its end of text so
     for text in texts:
-        coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        coded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False)
         lost, seen = np.zeros(len(text), dtype=bool), np.zeros(len(text), dtype=bool)
         for token, (a, b) in zip(coded["input_ids"], coded["offset_mapping"], strict=True):
             seen[a:b] = True

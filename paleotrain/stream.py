@@ -40,7 +40,7 @@ def position_splits(
                             "give more text, a shorter max_seq_length or other fractions")
     return {split: text[start:end] for split, (start, end) in ends.items()}
 
-# %% ../nbs/04_stream.ipynb #c3d24440
+# %% ../nbs/04_stream.ipynb #b9c6d9dc
 PIECE = 1_000_000 # characters encoded at once; `tokenizers` keeps a hundred bytes a character
 
 def _pieces(text: str) -> Iterator[str]:
@@ -54,20 +54,24 @@ def _pieces(text: str) -> Iterator[str]:
 def write_stream(
     texts: Iterable[str], # read once, streaming
     content: str, # hash of the texts
-    tokenizer: Any, # fast; its end-of-text token goes behind each text, where it has one
+    tokenizer: Any, # fast; its end-of-text token goes behind each text, and one that begins texts, if it is another, before it
     cache: Path, # folder of cached streams
 ) -> NDArray[Any]:
     "The ids of all texts as a memory-mapped array, from the cache where the same texts were cut the same way before."
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
-    path = cache / f"{sha256(json.dumps([content, tokenizer_hash(tokenizer), 'stream-1']))[:24]}.{dtype.name}"
+    recipe = [content, tokenizer_hash(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, "stream-2"]
+    path = cache / f"{sha256(json.dumps(recipe))[:24]}.{dtype.name}"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(f".{os.getpid()}.tmp") # two runs may write the same stream at once
+        begin = [] if tokenizer.bos_token_id in (None, tokenizer.eos_token_id) else [tokenizer.bos_token_id] # most have one token for both
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         with aside.open("wb") as file:
             for text in texts:
+                file.write(np.asarray(begin, dtype=dtype).tobytes())
                 for piece in _pieces(text):
-                    file.write(np.asarray(tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"], dtype=dtype).tobytes())
+                    ids = tokenizer(piece, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+                    file.write(np.asarray(ids, dtype=dtype).tobytes())
                 file.write(np.asarray(end, dtype=dtype).tobytes())
             file.flush(); os.fsync(file.fileno())
         aside.replace(path)

@@ -111,5 +111,5 @@ def test_a_model_against_another_in_process(runs, tmp_path):
     (tmp_path / "utf16.txt").write_text("Olenus", encoding="utf-16")
     assert "byte 0 is not UTF-8; save it as UTF-8, as in: iconv -f UTF-16" in refused(corpus=str(tmp_path / "utf16.txt"))
     assert refused(model="", text="Olenus").startswith("model: not named; name a run")
-    assert refused(text="Olenus", stride=33) == "stride: 33 is longer than the context of 32 tokens; use at most the context"
+    assert refused(text="Olenus", stride=33) == "stride: 33 for a context of 32 tokens; use 1 to the context"
     if not torch.cuda.is_available(): assert refused(text="Olenus", device="cuda").startswith("device: 'cuda' asked and no CUDA device here")
