@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from .plan import TrainConfig
 
-# %% ../nbs/09_pretrain.ipynb #37d77227
+# %% ../nbs/09_pretrain.ipynb #d3c9bb68
 class PretrainConfig(TrainConfig):
     "Parameters of pretraining, beside those of every training."
     name: str = Field("a small model", description="what the model is called in the report")
@@ -35,7 +35,7 @@ class PretrainConfig(TrainConfig):
     early_stopping_threshold: float = Field(0.002, ge=0, description="nats by which an evaluation has to improve: a word, of causal models a character")
     eval_words: int = Field(1500, ge=20, description="words scored at each evaluation; of a masked model, hidden ones")
     test_words: int = Field(6000, ge=20, description="words scored at the end, likewise")
-    prompts: list[str] | None = Field(None, description="what samples begin with; several with ;, and \\n for a line's end; None: beginnings of validation texts")
+    prompts: list[str] | None = Field(None, description="what samples begin with; several with ;, and \\n for a line's end; None: from validation texts")
     sample_tokens: int = Field(100, ge=1, le=512, description="tokens of a sample")
     target_nats: float | None = Field(None, gt=0, description="claim: nats a character on validation at most this; None: 20 % below a unigram model")
     target_minutes: float | None = Field(None, gt=0, description="claim: training with its evaluations takes at most this; None: not claimed")
