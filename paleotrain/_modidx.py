@@ -1057,6 +1057,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'paleotrain.workers.from_datatrove': ('workers.html#from_datatrove', 'paleotrain/workers.py'),
                                     'paleotrain.workers.to_datatrove': ('workers.html#to_datatrove', 'paleotrain/workers.py')},
             'paleotrain.write': { 'paleotrain.write.GenerateConfig': ('write.html#generateconfig', 'paleotrain/write.py'),
+                                  'paleotrain.write.GenerateConfig.with_lines': ( 'write.html#generateconfig.with_lines',
+                                                                                  'paleotrain/write.py'),
                                   'paleotrain.write.conclude': ('write.html#conclude', 'paleotrain/write.py'),
                                   'paleotrain.write.load': ('write.html#load', 'paleotrain/write.py'),
                                   'paleotrain.write.model_folder': ('write.html#model_folder', 'paleotrain/write.py'),

@@ -35,7 +35,7 @@ from .runs import Run, find_run, finish, promise, refuse_changed, same_parent, w
 from .starting import frozen
 from .scoring import Scored, coverage, in_stretches, per_character, score_texts
 
-# %% ../nbs/09_evaluate.ipynb #4c59a052
+# %% ../nbs/09_evaluate.ipynb #d19847cb
 class EvaluateConfig(PhaseConfig):
     "Parameters of an evaluation."
     model: str = Field("", description="run id, or folder of a saved causal model, to judge")
@@ -54,7 +54,7 @@ class EvaluateConfig(PhaseConfig):
     @field_validator("corpus", "prompts", mode="before")
     @classmethod
     def several(cls, value: Any) -> Any: # papermill's -p gives a string
-        return [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
+        return [part.strip().replace(r"\n", "\n") for part in value.split(";") if part.strip()] if isinstance(value, str) else value
 
 # %% ../nbs/09_evaluate.ipynb #398aaf8d
 def model_folder(

@@ -165,7 +165,7 @@ def fitted(
             bands += [who | {"x": x, "value": value, "low": low, "high": high} for x, value, low, high in law.band]
     return laws, bands
 
-# %% ../nbs/09_ladder.ipynb #6fbe67a0
+# %% ../nbs/09_ladder.ipynb #8718ec77
 def ladder_claims(
     rungs: Sequence[Rung],
     target_nats: float | None, # nats a character; None: against a unigram model
@@ -173,7 +173,7 @@ def ladder_claims(
     "What the ladder promises."
     most = longest(rungs)
     named, ends = f"{most[0].family} {most[0].tokenizer}", f"{most[-1].size} parameters against {most[0].size}"
-    target = f"<= {target_nats:g} nats" if target_nats else "<= 80 % of a unigram model's"
+    target = f"<= {target_nats:g} nats" if target_nats else "<= 80 % of unigram"
     return [claim("bigger_is_better", "Larger is better", f"bits a byte of the test text, {named}, {ends}", "< 0 %", 0.0, "bits"),
             claim("exponent", "The loss falls as a power of size", f"exponent b of L = a N^-b, {named}, bits a byte against parameters", "> 0", unit=""),
             claim("validation_nats_per_character", "The best rung learns the text", "its loss on the validation text", target, unit="nats"),

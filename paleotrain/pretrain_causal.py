@@ -183,10 +183,10 @@ def load_or_make(run: Run, config: PretrainConfig, data: CausalData, settings: S
                baseline="a unigram model: each token by its frequency in the training split")
     return loaded
 
-# %% ../nbs/09_pretrain_causal.ipynb #0ef5c830
+# %% ../nbs/09_pretrain_causal.ipynb #06cae74e
 def causal_claims(config: PretrainConfig, judged: str) -> list[dict[str, Any]]:
     "What a causal run promises before its first step; `judged` is the split that bits a byte are measured on."
-    target = f"<= {config.target_nats:g} nats" if config.target_nats else "<= 80 % of a unigram model's"
+    target = f"<= {config.target_nats:g} nats" if config.target_nats else "<= 80 % of unigram"
     minutes = f"<= {config.target_minutes:g} min" if config.target_minutes else "no limit given"
     return [
         claim("validation_nats_per_character", "Learns the text", "nats a character of the validation text, contexts side by side", target, unit="nats"),

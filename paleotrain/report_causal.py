@@ -66,12 +66,12 @@ def lead(run: RunRecord) -> str:
     said = [trained_on(run), result(run), sentence(f"But {short}") if short else "", *open_ones, halt(run)]
     return '<p class="lead">' + re.sub(r"([\d.,]+ (?:nats a character|bits a byte))", r"<b>\1</b>", esc(" ".join(filter(None, said)))) + "</p>"
 
-# %% ../nbs/15_report_causal.ipynb #0588f5f0
+# %% ../nbs/15_report_causal.ipynb #01978f67
 CHOOSES = "validation_nats_per_character" # the claim about the figure that chooses the checkpoint
 
 def asked(run: RunRecord) -> float | None: # nats a character that the claim asks for
-    found = [re.search(r"\d+(\.\d+)?", c["criterion"]) for c in run.claims if c["id"] == CHOOSES]
-    return float(found[0][0]) if found and found[0] else None
+    found = [re.search(r"(\d+(?:\.\d+)?)(?! ?%)(?![\d.])", c["criterion"]) for c in run.claims if c["id"] == CHOOSES] # a share of a baseline is no line
+    return float(found[0][1]) if found and found[0] else None
 
 def kept(run: RunRecord) -> list[tuple[int, float]]: # step and validation loss of the checkpoint kept, or of the best one so far
     found = list(zip(*series(run, "eval", "nats"), strict=True))

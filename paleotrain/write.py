@@ -6,14 +6,14 @@
 __all__ = ['LOOP', 'GenerateConfig', 'model_folder', 'prompts_of', 'read_prompts', 'prepare', 'load', 'sample_row', 'write_texts',
            'statistics_row', 'conclude']
 
-# %% ../nbs/09_write.ipynb #49be6a4e
+# %% ../nbs/09_write.ipynb #06e4c1d0
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from .causal import load_causal
 from .core import Settings, UserError, atomic_write, locate, read_json, sha256_file, shown_path, write_json
@@ -22,14 +22,19 @@ from .generate import Generated, Sampling, generate, prompt_ids, reading_limit, 
 from .models import LoadedModel, autocast, parameter_count, pick_device, pick_precision
 from .runs import Run, find_run, finish, promise, refuse_changed, same_parent, write_table
 
-# %% ../nbs/09_write.ipynb #e6056a2f
+# %% ../nbs/09_write.ipynb #210d836f
 class GenerateConfig(Sampling):
     "Parameters of generating from a saved model: how to draw, and with what to begin."
     model: str | None = Field(None, description="run id, run directory, or folder of a saved causal model")
-    prompt: str | None = Field(None, description="text to go on with")
+    prompt: str | None = Field(None, description=r"text to go on with; \n is the end of a line")
     prompt_file: str | None = Field(None, description="file of prompts instead: .jsonl has a field prompt on each line; any other file is one prompt")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("fp32", description="of the arithmetic; a small model gains nothing by less than fp32")
+
+    @field_validator("prompt")
+    @classmethod
+    def with_lines(cls, value: str | None) -> str | None: # a shell gives \n as two characters
+        return value.replace(r"\n", "\n") if value else value
 
 # %% ../nbs/09_write.ipynb #e058552a
 def model_folder(
@@ -70,7 +75,7 @@ def read_prompts(config: GenerateConfig, settings: Settings) -> list[str]:
         raise UserError("prompt", "it is empty" if config.prompt == "" else "none given", "write something with prompt, or name a file with prompt_file")
     return [config.prompt]
 
-# %% ../nbs/09_write.ipynb #325bbd52
+# %% ../nbs/09_write.ipynb #09c7c2c8
 def prepare(run: Run, config: GenerateConfig, settings: Settings) -> tuple[Path, list[str]]:
     "The model's folder and the prompts; the manifest learns both, and what was promised is written."
     place, prompts = model_folder(config.model, settings), read_prompts(config, settings)
@@ -83,8 +88,9 @@ def prepare(run: Run, config: GenerateConfig, settings: Settings) -> tuple[Path,
     refuse_changed(run, inputs)
     run.update(title=f"Text by {place.parent.name if place.name == 'model' else place.name}", inputs=inputs,
                hardware=run.manifest["hardware"] | {"device": device, "precision": pick_precision(config.precision, device)})
-    promise(run, [claim("deterministic", "The seed decides the text", "texts that came out otherwise when written again with the seed", "= 0", unit="texts"),
-                  claim("loops", "No text runs in a loop", "texts in which more than half of the word 4-grams are repeats", "= 0", unit="texts")])
+    if not (run.folder / "claims.json").exists():
+        promise(run, [claim("deterministic", "The seed decides the text", "texts that came out otherwise when written again", "= 0", unit="texts"),
+                      claim("loops", "No text runs in a loop", "texts in which more than half of the word 4-grams are repeats", "= 0", unit="texts")])
     return place, prompts
 
 def load(run: Run, config: GenerateConfig, place: Path, prompts: Sequence[str], settings: Settings) -> LoadedModel:
