@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'TOLERANCE', 'Shape', 'parse_size', 'intermediate_size', 'causal_config', 'count_parameters',
            'attention_heads', 'usual_depth', 'shapes', 'solve_shape', 'pick_attention', 'new_causal', 'context_length',
-           'causal_loss_forward', 'use_causal_loss', 'load_causal']
+           'causal_loss_forward', 'use_causal_loss', 'load_causal', 'usage_of']
 
 # %% ../nbs/05_models_causal.ipynb #7caa1a16
 import re
@@ -213,3 +213,11 @@ def load_causal(
     missing = sorted(info["missing_keys"])
     if missing: raise UserError(place, f"{len(missing)} of its weights are missing, {missing[0]} first", "take a complete checkpoint")
     return LoadedModel(model.to(device).eval(), tokenizer, place, "present")
+
+# %% ../nbs/05_models_causal.ipynb #7c03adb3
+def usage_of(family: str) -> str:
+    "How to load the model without this package; with it, where it needs it."
+    first = "import paleotrain.lstm # the family is no part of transformers\n" if family == "char_lstm" else ""
+    return (f"```python\n{first}from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast\n"
+            "model = AutoModelForCausalLM.from_pretrained(\"model\")\n"
+            "tokenizer = PreTrainedTokenizerFast.from_pretrained(\"model\") # AutoTokenizer would read a Qwen2 folder by Qwen2's own rules\n```")

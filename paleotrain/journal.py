@@ -106,7 +106,7 @@ def read_run(folder: Path) -> RunRecord:
     return RunRecord(folder, derive_status(folder), read_json(manifest), entries("events.jsonl"), entries("claims.json"),
                      tables, entries("samples.jsonl"), unreadable)
 
-# %% ../nbs/14_journal.ipynb #c2321b41
+# %% ../nbs/14_journal.ipynb #8b358557
 NARROW = "\u202f" # narrow space that does not break
 
 def number(value: float | None) -> str:
@@ -139,7 +139,7 @@ def duration(seconds: float | None) -> str:
 def typeset(text: object) -> str:
     "A program's text as it is printed: `<= -10 %` becomes `≤ −10 %`, `16 x 2` becomes `16 × 2`, `1 steps` becomes `1 step`."
     text = re.sub(r"(?<=\d) x (?=\d)", " × ", str(text).replace("<=", "≤").replace(">=", "≥"))
-    text = re.sub(r"(?<![\d,.])1 (step|word|document|evaluation|sentence|term|unit|claim)s\b", r"1 \1", text)
+    text = re.sub(r"(?<![\d,.])1 (step|word|document|evaluation|sentence|term|unit|claim|prompt|text)s\b", r"1 \1", text)
     return re.sub(r"(?<=\d) ?(?=%)|(?<=\d) (?=GB)", NARROW, re.sub(r"(?<![\w-])-(?=[\d.])", "−", text))
 
 def filesize(count: float) -> str: return f"{number(count / 1e6)} MB" if count >= 1e6 else f"{number(count / 1e3)} KB" # of bytes

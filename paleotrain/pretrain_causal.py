@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['SUBWORD', 'WORD', 'SIDE_BY_SIDE', 'CausalData', 'drawn_words', 'describe', 'prepare', 'make_tokenizer', 'make_model',
-           'check_lossless', 'load_or_make', 'causal_claims', 'plan_pretrain', 'prompts_of', 'draw_samples',
-           'beginning', 'clipped', 'train_pretrain', 'judge_text', 'judged_claims', 'usage_of', 'judge_pretrain']
+           'load_or_make', 'causal_claims', 'plan_pretrain', 'prompts_of', 'draw_samples', 'beginning', 'clipped',
+           'train_pretrain', 'judge_text', 'judged_claims', 'judge_pretrain']
 
-# %% ../nbs/09_pretrain_causal.ipynb #7306edf8
+# %% ../nbs/09_pretrain_causal.ipynb #337e6a76
 import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .batches import tokenizer_hash
-from .causal import Shape, context_length, load_causal, new_causal, parse_size, solve_shape, use_causal_loss
+from .causal import Shape, context_length, load_causal, new_causal, parse_size, solve_shape, usage_of, use_causal_loss
 from .core import Settings, UserError, locate, located, read_json, set_seed, sha256, sha256_file, shown_path, stable_fraction, write_json
 from .corpus import SPLITS, load_splits
 from .dapt import check_parent_text
@@ -38,7 +37,7 @@ from .runs import Run, best_checkpoint, finish, promise, read_events, refuse_cha
 from .starting import frozen
 from .scoring import coverage, in_stretches, score_texts, unit_scores
 from .stream import Contexts, next_token_batch, position_splits, write_stream
-from .tokenizer import KINDS, train_lossless_unigram, train_tokenizer
+from .tokenizer import KINDS, check_lossless, train_lossless_unigram, train_tokenizer
 from .training import Trained, train
 
 # %% ../nbs/09_pretrain_causal.ipynb #fd597b80
@@ -143,16 +142,6 @@ def make_model(config: PretrainConfig, tokenizer: Any, device: str) -> Any:
             raise UserError("hidden_size", f"{config.hidden_size} is no even multiple of {config.num_attention_heads} heads", "choose one that is")
         shape = Shape(config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
     return new_causal(config.family, tokenizer, shape, context, config.dropout, device)
-
-# %% ../nbs/09_pretrain_causal.ipynb #c9c9b83a
-def check_lossless(tokenizer: Any, text: str) -> None:
-    "A UserError where the tokenizer loses blanks, line ends or capitals: its model could not write the text, and would be judged on less than it."
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-    back, meant = tokenizer.decode(ids, clean_up_tokenization_spaces=False), unicodedata.normalize("NFC", text)
-    if back == meant or tokenizer.unk_token_id in ids: return
-    place = next((n for n, (a, b) in enumerate(zip(back, meant, strict=False)) if a != b), min(len(back), len(meant)))
-    raise UserError("tokenizer", f"it gives {back[max(0, place - 10):place + 10]!r} back for {meant[max(0, place - 10):place + 10]!r}",
-                    "take one that keeps blanks, line ends and capitals: bpe, unigram or character")
 
 # %% ../nbs/09_pretrain_causal.ipynb #5ce96e26
 def load_or_make(run: Run, config: PretrainConfig, data: CausalData, settings: Settings) -> LoadedModel:
@@ -285,14 +274,7 @@ def judged_claims(
     set_claim(claims, "training_time", minutes if target else None, minutes <= target if target else None, note="" if target else "no limit given")
     return claims
 
-# %% ../nbs/09_pretrain_causal.ipynb #1b7fb358
-def usage_of(family: str) -> str:
-    "How to load the model without this package; with it, where it needs it."
-    first = "import paleotrain.lstm # the family is no part of transformers\n" if family == "char_lstm" else ""
-    return (f"```python\n{first}from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast\n"
-            "model = AutoModelForCausalLM.from_pretrained(\"model\")\n"
-            "tokenizer = PreTrainedTokenizerFast.from_pretrained(\"model\") # AutoTokenizer would read a Qwen2 folder by Qwen2's own rules\n```")
-
+# %% ../nbs/09_pretrain_causal.ipynb #5c692e46
 def judge_pretrain(run: Run, config: PretrainConfig, data: CausalData, trained: Trained) -> list[dict[str, Any]]:
     "The held-out text by the best checkpoint; where there is no test split, the validation text, which also chose the checkpoint."
     best, split, context = best_checkpoint(run.folder), "test" if data.held["test"] else "validation", config.max_seq_length

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ENDS', 'SHOWN', 'WORDS', 'lead', 'one_text', 'texts', 'statistics_table', 'words']
 
-# %% ../nbs/15_report_generate.ipynb #b80afcf2
+# %% ../nbs/15_report_generate.ipynb #3fec02eb
 from typing import Any
 
-from .journal import RunRecord, absent, count, esc, magnitude, note, percent, table
+from .journal import RunRecord, absent, count, esc, magnitude, note, percent, table, typeset
 from .lead import sentence
 
-# %% ../nbs/15_report_generate.ipynb #0c2681ff
+# %% ../nbs/15_report_generate.ipynb #0d572eb6
 ENDS = {"eos": "ended by the model's own end of text", "stop": "ended before a stop sequence", "length": "cut at the length asked"}
 
 def lead(run: RunRecord) -> str:
@@ -24,7 +24,7 @@ def lead(run: RunRecord) -> str:
             f"{magnitude(parent['parameters'])} parameters at temperature {asked['temperature']['value']:g}: {ends}. "
             f"{percent(total['repeated_4'], False)} of the word 4-grams stood in their text before.")
     failed = [f"“{c['statement']}”" for c in run.claims if c["verdict"] == "FAIL"]
-    return f'<p class="lead">{esc(said + (" " + sentence("not met: " + ", ".join(failed)) if failed else ""))}</p>'
+    return f'<p class="lead">{esc(typeset(said + (" " + sentence("not met: " + ", ".join(failed)) if failed else "")))}</p>'
 
 # %% ../nbs/15_report_generate.ipynb #fb5f3b4b
 SHOWN = 300 # texts of 512 tokens each stay below the 5 MB of a page

@@ -122,6 +122,9 @@ def test_run_pretrain_from_a_text_file_to_a_report(runs, text):
     assert [(e["step"], e["prompt"]) for e in samples] == [(4, "a tri"), (4, "the "), (8, "a tri"), (8, "the ")]
     page = (folder / "report.html").read_text()
     assert all(json.loads(line)["text"].split()[0] in page for line in (folder / "samples.jsonl").read_text().splitlines() if json.loads(line)["text"].split())
+    judged = command("paleotrain", "evaluate", folder.name, "--data", str(text)) # a phase of its own for models that write
+    assert judged.returncode == 0, judged.stderr[-3000:]
+    assert "Reads the text better than a compressor" in judged.stdout and len(list(runs.glob("evaluate-*/report.html"))) == 1
 
 
 @pytest.mark.parametrize(("changes", "said"), [
