@@ -74,7 +74,7 @@ def model_folder(
         raise UserError(name, "a masked language model, which predicts no next token", f"judge its run with: paleotrain evaluate {name} --data FILES")
     return place
 
-# %% ../nbs/09_evaluate.ipynb #ba64ad04
+# %% ../nbs/09_evaluate.ipynb #eae2816a
 @dataclass
 class EvaluateData:
     "The text of an evaluation, and where the models are."
@@ -86,7 +86,7 @@ class EvaluateData:
 
 def as_it_stands(place: Path, files: Sequence[Path]) -> bool:
     "Whether the model was trained on the lines of plain text as they stand (split by position), so that such files are read likewise."
-    manifest = next((read_json(p) for p in (place / "manifest.json", place.parent / "manifest.json") if p.is_file()), {})
+    manifest: dict[str, Any] = next((read_json(p) for p in (place / "manifest.json", place.parent / "manifest.json") if p.is_file()), {})
     return manifest.get("config", {}).get("split", {}).get("value") == "position" and all(path.suffix.lower() == ".txt" for path in files)
 
 def raw_texts(files: Sequence[Path], settings: Settings) -> tuple[list[tuple[str, str]], list[dict[str, Any]], str, int]:
