@@ -193,7 +193,7 @@ def read_events(
         if isinstance(event, dict): events.append(event)
     return events
 
-# %% ../nbs/01_runs.ipynb #6376a651
+# %% ../nbs/01_runs.ipynb #9af6363b
 def promise(
     run: Run,
     claims: list[dict[str, Any]], # id, statement, metric, criterion, threshold, unit
@@ -211,8 +211,9 @@ def write_table(
     import csv
     import io
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader(); writer.writerows(rows)
+    plain, quoted = (csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
+    plain.writeheader()
+    for row in rows: (quoted if any("\r" in str(value) for value in row.values()) else plain).writerow(row) # a bare \r would end the line
     atomic_write(run.folder / "tables" / f"{name}.csv", text.getvalue())
 
 def finish(
