@@ -68,7 +68,7 @@ def test_a_finished_run_has_every_section(whole: Path) -> None:
 
 def test_the_lead_says_result_baseline_and_failure(whole: Path) -> None:
     said = lead(page_of(whole))
-    assert said.startswith("A Llama of 1.01 million parameters was trained from random weights on 1.12 million characters from 120 documents: ")
+    assert said.startswith("A Llama of 1.01 million parameters was trained from random weights on 187,400 words from 120 documents: ")
     assert "it read 8.19 million tokens, 7.29 times the text." in said
     assert "1.64 nats a character (95 % interval 1.61 to 1.67), against 2.87 (unigram model); that is 2.34 bits a byte (2.30 to 2.39), against 2.79 (xz" in said
     assert "But the share of test characters that the tokenizer lacks came out at 0.0400 %, where at most 0.01 % was asked." in said
