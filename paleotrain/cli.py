@@ -156,7 +156,7 @@ def conclude(folder: Path, error: BaseException | None) -> int:
     print(f"error: {text}" if name == "UserError" else f"error: {name}: {text}\nthe whole traceback stands in {folder / 'run.ipynb'}", file=sys.stderr)
     return 2 if name == "UserError" else 1
 
-# %% ../nbs/16_cli.ipynb #009a5b09
+# %% ../nbs/16_cli.ipynb #bcbe58a1
 def run_line(folder: Path) -> str:
     "Id, status, steps, time and title of a run in one line; steps so far where it has not ended."
     try: status, manifest = derive_status(folder), read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
@@ -170,6 +170,7 @@ def list_runs(settings: Settings) -> str:
     head = f"{'run':34}{'status':13}{'steps':>8}  {'created':26}title"
     return "\n".join([head, *(run_line(r.parent) for r in requests)]) if requests else f"no runs in {settings.runs}"
 
+# %% ../nbs/16_cli.ipynb #bb402618
 def main(arguments: Sequence[str] | None = None) -> int:
     "The command `paleotrain`."
     try:

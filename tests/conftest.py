@@ -42,3 +42,19 @@ def only_run(runs: Path) -> Path:
 
 def events(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().split("\n") if line]
+
+
+HOSTILE = """<script>alert("x")</script><img src='http://evil.invalid/x.png' onerror=alert(1)>"""
+
+
+def examples(notebook: str) -> dict:
+    """What the cells of a notebook tagged `example` define: the functions that write an invented run."""
+    from paleotrain import journal
+    names = dict(vars(journal))
+    for cell in json.loads((ROOT / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]:
+        if "example" in cell["metadata"].get("tags", []): exec("".join(cell["source"]), names)
+    return names
+
+
+def page_of(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")

@@ -11,32 +11,21 @@ import pytest
 from filelock import FileLock
 from papermill.exceptions import PapermillExecutionError
 
-from paleotrain import journal
+from conftest import HOSTILE, examples, page_of
 from paleotrain.journal import read_run
 from paleotrain.report import render_report
 from paleotrain.report_terminal import claims_table, compare_runs
 
-NBS = Path(__file__).parents[1] / "nbs"
 SECTIONS = ["Verdicts", "Before and after", "Curves", "Terms", "Samples", "Data", "Parameters", "Limits", "Environment", "Repeat", "Glossary"]
-HOSTILE = """<script>alert("x")</script><img src='http://evil.invalid/x.png' onerror=alert(1)>"""
-
-
-def example() -> dict[str, Any]:
-    "The functions that write the invented run, from the cells of 14_journal tagged `example`."
-    names: dict[str, Any] = dict(vars(journal))
-    for cell in json.loads((NBS / "14_journal.ipynb").read_text(encoding="utf-8"))["cells"]:
-        if "example" in cell["metadata"].get("tags", []): exec("".join(cell["source"]), names)
-    return names
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = example()["example_run"](tmp_path_factory.mktemp("whole"))
+    folder: Path = examples("14_journal")["example_run"](tmp_path_factory.mktemp("whole"))
     render_report(folder)
     return folder
 
 
-def page_of(folder: Path) -> str: return (folder / "report.html").read_text(encoding="utf-8")
 
 
 def set_manifest(folder: Path, **entries: Any) -> None:
@@ -88,7 +77,7 @@ def test_page_is_small_and_asks_for_nothing(whole: Path) -> None:
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
-    names = example()
+    names = examples("14_journal")
     folder = names["example_run"](tmp_path)
     spoilt = names["example_manifest"]()
     for key in ("title", "command", "baseline"): spoilt[key] = HOSTILE
@@ -117,7 +106,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 
 
 def test_interrupted_run_shows_what_it_has(tmp_path: Path) -> None:
-    folder = example()["example_run"](tmp_path)
+    folder = examples("14_journal")["example_run"](tmp_path)
     set_manifest(folder, terminal=None)
     claims = [{k: c[k] for k in ("id", "statement", "metric", "criterion", "threshold", "unit")} | {"verdict": "NOT RUN"}
               for c in json.loads((folder / "claims.json").read_text())]
@@ -132,7 +121,7 @@ def test_interrupted_run_shows_what_it_has(tmp_path: Path) -> None:
 
 
 def test_running_and_failed_are_told_apart(tmp_path: Path) -> None:
-    folder = example()["example_run"](tmp_path)
+    folder = examples("14_journal")["example_run"](tmp_path)
     set_manifest(folder, terminal=None)
     with FileLock(folder / "writer.lock"):
         assert read_run(folder).status == "running"
@@ -162,7 +151,7 @@ def test_bare_manifest_and_broken_files(tmp_path: Path) -> None:
     ("checkpoints/step-000800/checkpoint.json", "5", "1 of 1 entries cannot be read"),
 ])
 def test_damage_is_named_under_limits(tmp_path: Path, name: str, text: str, said: str) -> None:
-    folder = example()["example_run"](tmp_path)
+    folder = examples("14_journal")["example_run"](tmp_path)
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(text)
     page = render_report(folder).read_text(encoding="utf-8")
@@ -174,7 +163,7 @@ def test_damage_is_named_under_limits(tmp_path: Path, name: str, text: str, said
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
-    folder = example()["example_run"](tmp_path)
+    folder = examples("14_journal")["example_run"](tmp_path)
     attempts = json.loads((folder / "manifest.json").read_text())["attempts"]
     set_manifest(folder, terminal=None, attempts=attempts[:1])
     with (folder / "events.jsonl").open("a") as file: file.write('\n{"kind": "status", "step": 1800, "status": "interrupted", "reason": "Ctrl-C"}\n')

@@ -9,32 +9,21 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from paleotrain import journal
+from conftest import HOSTILE, examples, page_of
 from paleotrain.journal import NARROW, read_run
 from paleotrain.report import render_report
 from paleotrain.report_terminal import claims_table, compare_runs
 
-NBS = Path(__file__).parents[1] / "nbs"
 SECTIONS = ["Verdicts", "Curves", "Scores", "Samples", "Model", "Data", "Parameters", "Limits", "Environment", "Repeat", "Glossary"]
-HOSTILE = """<script>alert("x")</script><img src='http://evil.invalid/x.png' onerror=alert(1)>"""
-
-
-def example() -> dict[str, Any]:
-    "The functions that write the invented run, from the cells of 15_report_causal tagged `example`."
-    names: dict[str, Any] = dict(vars(journal))
-    for cell in json.loads((NBS / "15_report_causal.ipynb").read_text(encoding="utf-8"))["cells"]:
-        if "example" in cell["metadata"].get("tags", []): exec("".join(cell["source"]), names)
-    return names
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = example()["causal_run"](tmp_path_factory.mktemp("whole"))
+    folder: Path = examples("15_report_causal")["causal_run"](tmp_path_factory.mktemp("whole"))
     render_report(folder)
     return folder
 
 
-def page_of(folder: Path) -> str: return (folder / "report.html").read_text(encoding="utf-8")
 def words(html: str) -> str: return re.sub("<[^>]+>", "", html).replace(NARROW, " ")
 def lead(page: str) -> str: return words(re.findall(r'<p class="lead">.*?</p>', page, re.S)[0])
 
@@ -46,11 +35,12 @@ def set_manifest(folder: Path, **entries: Any) -> None:
 
 def halfway(folder: Path) -> Path:
     "The invented run as it stands after 800 steps: nothing judged, no tables, no samples of a chosen checkpoint."
-    example()["causal_run"](folder)
+    examples("15_report_causal")["causal_run"](folder)
     set_manifest(folder, terminal=None)
     lines = [line for line in (folder / "events.jsonl").read_text().split("\n") if line and json.loads(line)["step"] <= 800]
     (folder / "events.jsonl").write_text("\n".join(lines) + "\n")
-    claims = [{k: c[k] for k in ("id", "statement", "metric", "criterion", "threshold", "unit")} | {"verdict": "NOT RUN"} for c in example()["causal_claims"]()]
+    promised = examples("15_report_causal")["causal_claims"]()
+    claims = [{k: c[k] for k in ("id", "statement", "metric", "criterion", "threshold", "unit")} | {"verdict": "NOT RUN"} for c in promised]
     (folder / "claims.json").write_text(json.dumps(claims))
     shutil.rmtree(folder / "tables"); (folder / "samples.jsonl").unlink()
     return folder
@@ -130,7 +120,7 @@ def test_one_that_has_only_begun(tmp_path: Path) -> None:
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
-    names = example()
+    names = examples("15_report_causal")
     folder = names["causal_run"](tmp_path)
     manifest = names["causal_manifest"]()
     manifest["parent"] |= {"model": HOSTILE, "family": HOSTILE, "shape": {HOSTILE: 3}}
