@@ -18,7 +18,7 @@ import orjson
 from .core import Settings, atomic_dir, sha256_file, write_json
 from .corpus import SPLITS
 from .runs import Run
-from .sft import CONTINUE, TITLE, shares
+from .templates import CONTINUE, TITLE, shares
 from .sources import Source
 from .store import Doc, Ledger, Store, full_disk, hash64
 from .unique import Sorted

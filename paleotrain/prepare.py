@@ -29,7 +29,7 @@ from .download import Controls, MissingSource, fetch
 from .filters import EvaluationIndex
 from .normalise import Normalised, normalise
 from .runs import Run, derive_status, finish, promise, refuse_changed, write_table
-from .sft import plain_chats
+from .templates import plain_chats
 from .sources import SUFFIXES, Record, Source, plain_source, read_records, read_source, source_files, sources
 from .store import Doc, Ledger, Store, as_document, beginning, filtering, normalising
 from .unique import OVERLAP, Apart, Sorted, cap_sources, compare_sides, draw_splits, find_copies, leave_overlaps, split_groups
