@@ -8,7 +8,7 @@ __all__ = ['ConfigT', 'RUN_PARAMETERS', 'UserError', 'Settings', 'find_root', 'l
            'resolve', 'set_seed', 'sha256', 'sha256_file', 'stable_fraction', 'fsync_dir', 'atomic_file',
            'atomic_write', 'write_json', 'read_json', 'recover', 'atomic_dir']
 
-# %% ../nbs/00_core.ipynb #5ea5eda4
+# %% ../nbs/00_core.ipynb #7bdc4a6b
 import ast
 import configparser
 import difflib
@@ -21,10 +21,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 # %% ../nbs/00_core.ipynb #d6c44ae3
 class UserError(Exception):
@@ -104,10 +104,17 @@ def shown_path(path: str | Path, settings: Settings) -> str:
         if place.is_relative_to(root): return name + place.relative_to(root).as_posix()
     return f".../{place.parent.name}/{place.name}"
 
-# %% ../nbs/00_core.ipynb #a9616b30
+# %% ../nbs/00_core.ipynb #a823d2d8
 class PhaseConfig(BaseModel):
     "Base of a phase's parameters: unknown names are refused, values are checked on assignment too."
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def several(cls, value: Any, info: ValidationInfo) -> Any: # papermill's -p gives a string
+        kind = cls.model_fields[info.field_name or ""].annotation
+        listed = isinstance(value, str) and list[str] in (kind, *get_args(kind)) and str not in get_args(kind)
+        return [part.strip() for part in value.split(";") if part.strip()] if listed else value
 
 ConfigT = TypeVar("ConfigT", bound=PhaseConfig)
 RUN_PARAMETERS = ("preset", "resume") # of every run notebook, beside the fields of its config
@@ -163,7 +170,7 @@ def presets(settings: Settings, phase: str | None = None) -> list[str]:
     names = sorted(path.stem for path in (settings.nbs / "presets").glob("*.yaml"))
     return [name for name in names if phase in (None, read_preset(name, settings).get("phase"))]
 
-# %% ../nbs/00_core.ipynb #09f7a383
+# %% ../nbs/00_core.ipynb #bc240572
 def validated(
     config: type[ConfigT], # the phase's model
     values: Mapping[str, Any], # name to value
@@ -187,10 +194,8 @@ def resolve(
     theirs = {k: v for k, v in read_preset(preset, settings).items() if k != "phase"} if preset else {}
     refuse_unknown(list(theirs), list(config.model_fields), f"the preset {preset}.yaml")
     origin = {name: "you" if name in ours else f"preset {preset}" if name in theirs else "default" for name in config.model_fields}
-    if "seed" not in ours and "seed" not in theirs and "seed" in config.model_fields:
-        theirs["seed"] = settings.seed; origin["seed"] = "settings.ini"
-    if "tracker" not in ours and "tracker" not in theirs and "tracker" in config.model_fields:
-        theirs["tracker"] = settings.tracker; origin["tracker"] = "settings.ini"
+    for name in {"seed", "tracker"} & config.model_fields.keys() - ours.keys() - theirs.keys():
+        theirs[name] = getattr(settings, name); origin[name] = "settings.ini"
     return validated(config, theirs | ours), origin
 
 # %% ../nbs/00_core.ipynb #c53dea6f
@@ -263,7 +268,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError: raise UserError(path, "no such file", "check the path") from None
     except ValueError as error: raise UserError(path, f"not JSON ({error})", "mend or remove the file") from None
 
-# %% ../nbs/00_core.ipynb #828ea078
+# %% ../nbs/00_core.ipynb #b01c9ab0
 def recover(path: Path) -> None:
     "What a killed `atomic_dir` left beside `path`: the old folder comes back where the new one had not taken its place; the rest goes."
     import shutil
@@ -285,9 +290,8 @@ def atomic_dir(
     aside.mkdir(parents=True)
     try:
         yield aside
-        for file in aside.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle: os.fsync(handle.fileno())
+        for file in filter(Path.is_file, aside.rglob("*")):
+            with file.open("rb") as handle: os.fsync(handle.fileno())
         old = aside.with_suffix(".old")
         if path.exists(): path.rename(old)
         aside.rename(path)

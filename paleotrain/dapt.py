@@ -8,7 +8,7 @@ __all__ = ['GENERAL_TEST', 'GENERAL_VALIDATION', 'DaptConfig', 'DaptData', 'read
            'dapt_claims', 'DaptPlan', 'make_batches', 'check_disk', 'tell_replay', 'plan_dapt', 'masked_example',
            'validate', 'train_dapt']
 
-# %% ../nbs/08_dapt.ipynb #6bc24795
+# %% ../nbs/08_dapt.ipynb #2ca09833
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from .batches import ChunkMix, WordMasker, tokenizer_hash, write_chunks
 from .core import Settings, UserError, locate, located, read_json, sha256_file, shown_path
@@ -34,7 +34,7 @@ from .starting import frozen
 from .training import Trained, train
 from .vocabulary import MARK, extend_tokenizer
 
-# %% ../nbs/08_dapt.ipynb #9ca29c82
+# %% ../nbs/08_dapt.ipynb #25d245cd
 class DaptConfig(TrainConfig):
     "Parameters of a DAPT run, beside those of every training."
     domain: str = Field("the domain", description="what the text is about, in words for the report's title")
@@ -55,11 +55,6 @@ class DaptConfig(TrainConfig):
     test_words: int = Field(6000, ge=20, description="hidden words scored on the test split")
     term_occurrences: int = Field(8, ge=1, description="most held-out occurrences scored for one term")
     memory_limit_gb: float | None = Field(None, gt=0, description="claim: peak memory stays within this, GB; None: not claimed")
-
-    @field_validator("corpus", "test_files", "validation_files", "general", "tracker_tags", mode="before")
-    @classmethod
-    def several(cls, value: Any) -> Any: # papermill's -p gives a string
-        return [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
 
 # %% ../nbs/08_dapt.ipynb #a7778fc2
 GENERAL_TEST, GENERAL_VALIDATION = 0.4, 0.2 # shares of the general text; the rest is replay

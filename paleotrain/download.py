@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from .core import PhaseConfig, Settings, UserError, fsync_dir, locate, located, read_json, sha256_file, write_json
 
-# %% ../nbs/01_download.ipynb #e414f703
+# %% ../nbs/01_download.ipynb #903480c8
 class Controls(PhaseConfig):
     "What may be downloaded, from where, and how much of it is used."
     download_only: list[str] | None = Field(None, description="sources or domains to fetch and nothing else, as in medquad,debate; None: all")
@@ -44,7 +44,7 @@ class Controls(PhaseConfig):
 
     @field_validator("download_only", "download_skip", mode="before")
     @classmethod
-    def several(cls, value: Any) -> Any: # the environment and papermill's -p give a string
+    def by_commas(cls, value: Any) -> Any: # as the environment has them
         return [part.strip() for part in re.split("[,;]", value) if part.strip()] if isinstance(value, str) else value
 
 # %% ../nbs/01_download.ipynb #f860e3d9

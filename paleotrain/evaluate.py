@@ -35,7 +35,7 @@ from .runs import Run, find_run, finish, promise, refuse_changed, same_parent, w
 from .starting import frozen
 from .scoring import Scored, coverage, in_stretches, per_character, score_texts
 
-# %% ../nbs/09_evaluate.ipynb #d19847cb
+# %% ../nbs/09_evaluate.ipynb #57bd882e
 class EvaluateConfig(PhaseConfig):
     "Parameters of an evaluation."
     model: str = Field("", description="run id, or folder of a saved causal model, to judge")
@@ -51,9 +51,9 @@ class EvaluateConfig(PhaseConfig):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("fp32", description="of the forward passes; fp32 for figures to be compared")
     seed: int = Field(42, ge=0, lt=2**32, description="another seed, another draw of documents, resamples and samples")
 
-    @field_validator("corpus", "prompts", mode="before")
+    @field_validator("prompts", mode="before")
     @classmethod
-    def several(cls, value: Any) -> Any: # papermill's -p gives a string
+    def as_written(cls, value: Any) -> Any: # \n is a line's end
         return [part.strip().replace(r"\n", "\n") for part in value.split(";") if part.strip()] if isinstance(value, str) else value
 
 # %% ../nbs/09_evaluate.ipynb #398aaf8d

@@ -22,7 +22,7 @@ from .core import PhaseConfig, UserError
 
 if TYPE_CHECKING: from transformers import PreTrainedModel
 
-# %% ../nbs/06_generate.ipynb #43a86fcf
+# %% ../nbs/06_generate.ipynb #b101b351
 class Sampling(PhaseConfig):
     "How a text is drawn, and where it ends."
     max_new_tokens: int = Field(128, ge=1, le=512, description="tokens to write at most, 1 to 512")
@@ -36,7 +36,7 @@ class Sampling(PhaseConfig):
 
     @field_validator("stop", mode="before")
     @classmethod
-    def several(cls, value: Any) -> Any: # papermill's -p gives a string
+    def as_written(cls, value: Any) -> Any: # a blank belongs to a stop text
         return [part.replace(r"\n", "\n") for part in value.split(";") if part] if isinstance(value, str) else value
 
 # %% ../nbs/06_generate.ipynb #15ac2fb7

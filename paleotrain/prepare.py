@@ -7,7 +7,7 @@ __all__ = ['CLAIMS', 'PrepareConfig', 'Gathered', 'as_source', 'located_files', 
            'described', 'sweep', 'records', 'chatting', 'held', 'read_all', 'sort_out', 'promise_claims', 'alignment',
            'fate_rows', 'clipped', 'aligned_example', 'judge']
 
-# %% ../nbs/08_prepare.ipynb #b4b28b97
+# %% ../nbs/08_prepare.ipynb #5b590c4f
 import difflib
 import os
 import re
@@ -34,7 +34,7 @@ from .sources import SUFFIXES, Record, Source, plain_source, read_records, read_
 from .store import Doc, Ledger, Store, as_document, beginning, filtering, normalising
 from .unique import OVERLAP, Apart, Sorted, cap_sources, compare_sides, draw_splits, find_copies, leave_overlaps, split_groups
 
-# %% ../nbs/08_prepare.ipynb #0582b51e
+# %% ../nbs/08_prepare.ipynb #0a63abff
 class PrepareConfig(Controls):
     "Parameters of preparing corpora, beside the controls of downloading."
     sources: list[str] = Field(["data/sample"], min_length=1,
@@ -47,11 +47,6 @@ class PrepareConfig(Controls):
     test_fraction: float = Field(0.1, ge=0, lt=0.9, description="share of groups for the test split, by hash")
     validation_fraction: float = Field(0.05, ge=0, lt=0.9, description="share of groups for the validation split, by hash")
     seed: int = Field(42, ge=0, description="another seed, another draw of the splits")
-
-    @field_validator("sources", "evaluation", "languages", mode="before")
-    @classmethod
-    def several_named(cls, value: Any) -> Any: # papermill's -p gives a string
-        return [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
 
     @field_validator("languages")
     @classmethod

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from .plan import TrainConfig
 
-# %% ../nbs/09_pretrain.ipynb #d3c9bb68
+# %% ../nbs/09_pretrain.ipynb #cc9b23e7
 class PretrainConfig(TrainConfig):
     "Parameters of pretraining, beside those of every training."
     name: str = Field("a small model", description="what the model is called in the report")
@@ -40,11 +40,6 @@ class PretrainConfig(TrainConfig):
     target_nats: float | None = Field(None, gt=0, description="claim: nats a character on validation at most this; None: 20 % below a unigram model")
     target_minutes: float | None = Field(None, gt=0, description="claim: training with its evaluations takes at most this; None: not claimed")
     reference: str | None = Field(None, pattern=r"^\d+(\.\d+)? .", description="a published figure to draw beside the curve: nats a character, then words")
-
-    @field_validator("corpus", "test_files", "validation_files", "tracker_tags", mode="before")
-    @classmethod
-    def several(cls, value: Any) -> Any: # papermill's -p gives a string
-        return [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
 
     @field_validator("prompts", mode="before")
     @classmethod

@@ -6,11 +6,11 @@
 __all__ = ['SAME', 'ScalingConfig', 'learning_rate', 'steps_of', 'rung_config', 'vocabularies', 'ladder_problems',
            'prepare_ladder', 'run_rung', 'climb']
 
-# %% ../nbs/09_scaling.ipynb #0e9cc70f
+# %% ../nbs/09_scaling.ipynb #ebfe7ab8
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from .causal import count_parameters, solve_shape
 from .core import PhaseConfig, Settings, UserError
@@ -20,7 +20,7 @@ from .pretrain_causal import judge_pretrain, load_or_make, make_tokenizer, plan_
 from .runs import Run, promise
 from .starting import inner_run
 
-# %% ../nbs/09_scaling.ipynb #bb5a1c57
+# %% ../nbs/09_scaling.ipynb #ebd83c1c
 class ScalingConfig(PhaseConfig):
     "Parameters of a ladder."
     name: str = Field("a small ladder", description="what the ladder is called in the report")
@@ -49,11 +49,6 @@ class ScalingConfig(PhaseConfig):
     seed: int = Field(42, ge=0, description="of text, weights and order, the same for all rungs")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the hardware has it")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
-
-    @field_validator("rungs", "corpus", "test_files", "validation_files", mode="before")
-    @classmethod
-    def several(cls, value: Any) -> Any: # papermill's -p gives a string
-        return [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def rungs_differ(self) -> "ScalingConfig":

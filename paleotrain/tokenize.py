@@ -30,7 +30,7 @@ from .runs import Run, finish, promise, refuse_changed, write_table
 from .tokenizer import CONTEXTS, KINDS, contexts, cut, encoded, exact, measure, train_tokenizer
 from .vocabulary import extend_tokenizer
 
-# %% ../nbs/08_tokenize.ipynb #5087d0a1
+# %% ../nbs/08_tokenize.ipynb #fb7c2587
 class TokenizerConfig(PhaseConfig):
     "Parameters of training and comparing tokenizers."
     name: str = Field("own", pattern=r"^\w[\w-]*$", description="name in the report, and folder in artifacts/tokenizers")
@@ -50,7 +50,7 @@ class TokenizerConfig(PhaseConfig):
 
     @field_validator("kind", "corpus", "test_files", "special_tokens", mode="before")
     @classmethod
-    def several(cls, value: Any) -> Any: # papermill's -p gives a string
+    def each_once(cls, value: Any) -> Any:
         return list(dict.fromkeys(p.strip() for p in value.split(";") if p.strip())) if isinstance(value, str) else value
 
 # %% ../nbs/08_tokenize.ipynb #23b3c456
