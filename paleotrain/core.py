@@ -8,7 +8,7 @@ __all__ = ['ConfigT', 'RUN_PARAMETERS', 'UserError', 'Settings', 'find_root', 'l
            'resolve', 'set_seed', 'sha256', 'sha256_file', 'stable_fraction', 'fsync_dir', 'atomic_file',
            'atomic_write', 'write_json', 'read_json', 'recover', 'atomic_dir']
 
-# %% ../nbs/00_core.ipynb #7bdc4a6b
+# %% ../nbs/00_core.ipynb #9a6ba84a
 import ast
 import configparser
 import difflib
@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, get_args
+from typing import Any, BinaryIO, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -104,7 +104,7 @@ def shown_path(path: str | Path, settings: Settings) -> str:
         if place.is_relative_to(root): return name + place.relative_to(root).as_posix()
     return f".../{place.parent.name}/{place.name}"
 
-# %% ../nbs/00_core.ipynb #a823d2d8
+# %% ../nbs/00_core.ipynb #ee429a1a
 class PhaseConfig(BaseModel):
     "Base of a phase's parameters: unknown names are refused, values are checked on assignment too."
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
@@ -112,8 +112,7 @@ class PhaseConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def several(cls, value: Any, info: ValidationInfo) -> Any: # papermill's -p gives a string
-        kind = cls.model_fields[info.field_name or ""].annotation
-        listed = isinstance(value, str) and list[str] in (kind, *get_args(kind)) and str not in get_args(kind)
+        listed = isinstance(value, str) and cls.model_fields[info.field_name or ""].annotation in (list[str], list[str] | None)
         return [part.strip() for part in value.split(";") if part.strip()] if listed else value
 
 ConfigT = TypeVar("ConfigT", bound=PhaseConfig)
