@@ -35,7 +35,7 @@ class TokenizerConfig(PhaseConfig):
     "Parameters of training and comparing tokenizers."
     name: str = Field("own", pattern=r"^\w[\w-]*$", description="name in the report, and folder in artifacts/tokenizers")
     kind: list[Literal["bpe", "unigram", "wordpiece", "character"]] = Field(
-        ["bpe", "unigram", "wordpiece", "character"], description="kinds to train: bpe, unigram, wordpiece, character; several with ;")
+        ["bpe", "unigram", "wordpiece", "character"], description="kinds to train: bpe, bpe_words, unigram, wordpiece, character; several with ;")
     corpus: list[str] = Field(["data/sample"], min_length=1, description="text: files, folders or globs (.jsonl, .txt), or a prepared corpus; several with ;")
     test_files: list[str] | None = Field(None, description="files that make the test split whole; None: by hash of the document")
     test_fraction: float = Field(0.1, gt=0, lt=0.9, description="share of documents to judge by, by hash; never trained on")
