@@ -24,7 +24,7 @@ class PretrainConfig(TrainConfig):
     max_position_embeddings: int = Field(512, ge=32, description="longest sequence a masked model takes, tokens; a causal one takes max_seq_length")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout of causal models; Llama types have it in attention alone")
     base_model: str | None = Field(None, description="model to go on from under its own tokenizer; None: from scratch")
-    tokenizer: str = Field("unigram", description="trained on the training split: unigram, for causal models bpe, bpe_words or character too; or a folder with one")
+    tokenizer: str = Field("unigram", description="trained on the training split: unigram, of causal models also bpe, bpe_words, character; or a folder")
     vocab_size: int = Field(8000, ge=16, description="pieces of the tokenizer, special tokens counted; a limit for characters")
     corpus: list[str] = Field(["data/sample"], min_length=1, description="text: files, folders or globs (.jsonl, .txt); several with ;")
     split: Literal["document", "position"] = Field("document", description="position: each .txt is cut in order, with a gap of one context")
