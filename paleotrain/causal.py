@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'TOLERANCE', 'Shape', 'parse_size', 'intermediate_size', 'causal_config', 'count_parameters',
            'attention_heads', 'usual_depth', 'shapes', 'solve_shape', 'pick_attention', 'new_causal', 'context_length',
-           'causal_loss_forward', 'use_causal_loss', 'load_causal', 'usage_of']
+           'causal_loss_forward', 'use_causal_loss', 'config_and_tokenizer', 'load_causal', 'usage_of']
 
 # %% ../nbs/05_models_causal.ipynb #7caa1a16
 import re
@@ -145,18 +145,18 @@ def context_length(model: "PreTrainedModel") -> int:
     "Tokens of context a model was made for."
     return int(model.config.max_position_embeddings)
 
-# %% ../nbs/05_models_causal.ipynb #e0247b57
+# %% ../nbs/05_models_causal.ipynb #bdc4a0c6
 def causal_loss_forward(
     self: "PreTrainedModel",
     input_ids: Tensor, # [batch, sequence]
     labels: Tensor | None = None, # [batch, sequence], the next token of each; -100: none. None: the class's own forward
     attention_mask: Tensor | None = None,
-    **rest: Any, # for the class's own forward
+    **rest: Any, # for the class's own forward: position_ids of packed rows, and the like
 ) -> Any:
     "A forward whose loss is the *sum* of nats over labels, which are already the next tokens."
     from transformers.modeling_outputs import CausalLMOutput
     if labels is None: return plain_forward(self, input_ids=input_ids, attention_mask=attention_mask, **rest)
-    logits = plain_forward(self, input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+    logits = plain_forward(self, input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **rest).logits
     loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum")
     return CausalLMOutput(loss=loss, logits=logits)
 
@@ -165,7 +165,7 @@ def use_causal_loss(model: "PreTrainedModel") -> "PreTrainedModel":
     model.forward = MethodType(causal_loss_forward, model)
     return model
 
-# %% ../nbs/05_models_causal.ipynb #4ff2894a
+# %% ../nbs/05_models_causal.ipynb #545e3bdb
 def _model_folder(name: str | Path) -> str:
     "The place of the model: of a run's folder, its model/."
     folder = Path(name)
@@ -176,10 +176,13 @@ def _model_folder(name: str | Path) -> str:
         raise UserError("model", f"no folder {str(name)!r}", "give the folder of a run or of a saved model, or a hub name such as openai-community/gpt2")
     return check_base(folder if folder.is_dir() else name)
 
-def _config_and_tokenizer(name: str) -> tuple[Any, Any]:
-    "Of a causal model, and fitting each other."
+def config_and_tokenizer(
+    place: str | Path, # folder of a run or of a saved model, or a hub name
+) -> tuple[str, Any, Any]:
+    "Where a causal model lies, its configuration and its fast tokenizer, fitting each other; no weight is read."
     from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
     import paleotrain.lstm  # noqa: F401  so that transformers knows char_lstm
+    name = _model_folder(place)
     try: config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error: raise UserError(name, f"cannot be loaded ({str(error).splitlines()[0]})", "check its config.json") from None
     kind = (config.architectures or [f"{config.model_type} of unnamed class"])[0]
@@ -193,9 +196,9 @@ def _config_and_tokenizer(name: str) -> tuple[Any, Any]:
     if not tokenizer.is_fast: raise UserError(name, "its tokenizer is not a fast one, so offsets are unknown", "save a tokenizer.json with the model")
     if len(tokenizer) > config.vocab_size:
         raise UserError(name, f"its tokenizer has {len(tokenizer):,} tokens and the model {config.vocab_size:,} rows", "use the tokenizer it was trained with")
-    return config, tokenizer
+    return name, config, tokenizer
 
-# %% ../nbs/05_models_causal.ipynb #171208b5
+# %% ../nbs/05_models_causal.ipynb #258390c1
 def load_causal(
     name: str | Path, # folder of a run or of a saved model, or a hub name
     device: str = "cpu", # cpu or cuda: where it goes
@@ -204,8 +207,7 @@ def load_causal(
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
     disable_progress_bar()
-    place = _model_folder(name)
-    config, tokenizer = _config_and_tokenizer(place)
+    place, config, tokenizer = config_and_tokenizer(name)
     attention = {} if config.model_type == "char_lstm" else {"attn_implementation": pick_attention(device)}
     try: model, info = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, output_loading_info=True, **attention)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error: # a file cut short, a size that is not the configuration's

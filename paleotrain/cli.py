@@ -138,11 +138,12 @@ def refused(error: BaseException | None) -> int:
     print(said.get(name, f"error: {name}: {text}"), file=sys.stderr)
     return 130 if name == "KeyboardInterrupt" else 2 if name == "UserError" else 1
 
-# %% ../nbs/16_cli.ipynb #5ac59324
+# %% ../nbs/16_cli.ipynb #a8e014f0
 def conclude(folder: Path, error: BaseException | None) -> int:
     "Render the report if the notebook could not, say in one line how the run ended, and return the exit code."
     name, text = told(error)
-    if error or not (folder / "report.html").exists():
+    stopped = name == "Stopped" # by the run's own rules: all is written, the report too
+    if error and not stopped or not (folder / "report.html").exists():
         try: render_report(folder)
         except Exception as failure: print(f"no report: {type(failure).__name__}: {str(failure).splitlines()[-1]}", file=sys.stderr)  # noqa: BLE001 - a report never changes a run's end
     if (folder / "claims.json").exists(): print(f"\n{claims_table(folder)}")
@@ -153,7 +154,8 @@ def conclude(folder: Path, error: BaseException | None) -> int:
         how = "error: the notebook's process was killed, by hand or for want of memory" if killed else "interrupted"
         print(f"{how}; go on with: {resume_command(read_run(folder))}", file=sys.stderr)
         return 1 if killed else 130
-    print(f"error: {text}" if name == "UserError" else f"error: {name}: {text}\nthe whole traceback stands in {folder / 'run.ipynb'}", file=sys.stderr)
+    plain = f"error: {text}", f"error: {name}: {text}\nthe whole traceback stands in {folder / 'run.ipynb'}"
+    print(plain[0] if stopped or name == "UserError" else plain[1], file=sys.stderr)
     return 2 if name == "UserError" else 1
 
 # %% ../nbs/16_cli.ipynb #bcbe58a1

@@ -6,7 +6,7 @@
 __all__ = ['FIELDS', 'EXAMPLE', 'in_order', 'doubled_ids', 'final_id', 'stays', 'write_lines', 'corpus_lines', 'described_files',
            'write_corpora', 'candidates', 'choose', 'templates', 'write_sft']
 
-# %% ../nbs/08_corpora.ipynb #045e4843
+# %% ../nbs/08_corpora.ipynb #6bcc66c3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -98,7 +98,7 @@ def write_corpora(
     run.update(corpora=about)
     return about
 
-# %% ../nbs/08_corpora.ipynb #40f39874
+# %% ../nbs/08_corpora.ipynb #d66f8a56
 EXAMPLE = np.dtype([("source", "u2"), ("split", "u1"), ("hash", "u8"), ("document", "u4"), ("number", "u2")]) # 17 bytes
 
 def candidates(store: Store, made: Sorted) -> Iterator[tuple[int, int, int, int, int]]:
@@ -108,7 +108,8 @@ def candidates(store: Store, made: Sorted) -> Iterator[tuple[int, int, int, int,
         now = set[int]()
         for i in in_order(store, made, split, store.sources):
             for k, chat in enumerate(store[i]["sft"] if store.number["chats"][i] else ()):
-                question, whole = hash64(chat[-2]["content"]), hash64("\0".join(message["content"] for message in chat))
+                asking = [message["content"] for message in chat[:-1] if message["role"] != "system"] # all that leads to the last answer
+                question, whole = hash64("\0".join(asking)), hash64("\0".join(message["content"] for message in chat))
                 if whole in known or question in asked: continue
                 known.add(whole); now.add(question)
                 yield store.number["source"][i], SPLITS.index(split), whole, i, k
@@ -125,10 +126,11 @@ def choose(store: Store, found: np.ndarray, ours: Sequence[str], cap: int | None
         if left[source] > 0: left[source] -= 1; chosen[SPLITS[split]].append((source, i, k))
     return chosen
 
-# %% ../nbs/08_corpora.ipynb #c5eb2b41
+# %% ../nbs/08_corpora.ipynb #d6625eb3
 def templates(sources: list[Source]) -> dict[str, Any]:
     "The templates that each source's examples were made by."
-    return {source.name: [template.model_dump(exclude_none=True) for template in source.sft] or [TITLE, CONTINUE] for source in sources}
+    return {source.name: [template.model_dump(exclude_none=True) for template in (*source.sft, source.turns) if template] or [TITLE, CONTINUE]
+            for source in sources}
 
 def write_sft(
     run: Run, store: Store, made: Sorted, sources: list[Source],

@@ -51,8 +51,9 @@ class RunRecord:
 
 def last_step(events: Iterable[dict[str, Any]]) -> int: return max((int(e.get("step") or 0) for e in events), default=0)
 
-# %% ../nbs/14_journal.ipynb #cce4d1da
-TEXT_COLUMNS = ("term", "category", "source", "stage", "reason", "fate", "item", "examples", "dropped", "unit")
+# %% ../nbs/14_journal.ipynb #9eed2a02
+TEXT_COLUMNS = ("term", "category", "source", "stage", "reason", "fate", "item", "examples", "dropped", "unit",
+                "set", "prompt", "expected", "answer") # an answer may be 42, and stays text
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
     "Rows with numbers as floats and empty fields as None; a term is text, whatever it looks like."
@@ -63,10 +64,11 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8", newline="") as file:
         return [{name: value(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
 
-# %% ../nbs/14_journal.ipynb #8600b64d
+# %% ../nbs/14_journal.ipynb #d9528d1a
 VERDICTS = ("PASS", "FAIL", "INCONCLUSIVE", "NOT RUN")
 NEEDED = {"events.jsonl": [{"kind"}], "claims.json": [{"id", "statement", "metric", "criterion", "verdict"}], "checkpoint.json": [{"step"}],
-          "samples.jsonl": [{"left", "hidden", "right", "before", "after"}, {"prompt", "text"}]} # fields of which an entry has one set whole
+          "samples.jsonl": [{"left", "hidden", "right", "before", "after"}, {"prompt", "text"},
+                            {"prompt", "expected"}]} # fields of which an entry has one set whole
 
 def read_lines(path: Path) -> list[Any]:
     "A value a line, None for a line that is not JSON."

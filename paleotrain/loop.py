@@ -150,7 +150,7 @@ def save_checkpoint(
         if old["step"] != step and old not in ranked[:keep]: shutil.rmtree(old["folder"])
     return folder
 
-# %% ../nbs/07_loop.ipynb #efd94acd
+# %% ../nbs/07_loop.ipynb #26fde68e
 def log_train(loop: "RunCallback", step: int) -> None:
     "A train event over the steps since the last one; loss in nats per predicted token."
     values = loop.meter.read(step, loop.trainer.lr_scheduler.get_last_lr()[0], float(loop.trainer.last_grad_norm), loop.per_epoch)
@@ -163,7 +163,7 @@ def judge(loop: "RunCallback", step: int) -> None:
     begun, tally, config = time.perf_counter(), loop.tally, loop.config
     values = loop.evaluate()
     samples = values.pop("samples", [])
-    loop.metric, loop.evaluated = float(values["nats"]), step
+    loop.metric, loop.evaluated = float(values.get("decides", values["nats"])), step
     if not math.isfinite(loop.metric): raise FloatingPointError(f"validation is {loop.metric} nats at step {step}")
     better = loop.metric < tally.best - (config.early_stopping_threshold if math.isfinite(tally.best) else 0)
     tally.stale = 0 if better else tally.stale + 1
@@ -172,18 +172,19 @@ def judge(loop: "RunCallback", step: int) -> None:
     loop.run.log("eval", step, split="validation", **values)
     for sample in samples: loop.run.log("sample", step, **sample)
     loop.tracker.log("eval", step, values)
+    loop.reason = loop.stops() or loop.reason
 
 def wants_stop(loop: "RunCallback", step: int) -> bool:
-    "Asked to by the file `cancel`, or no progress for long enough."
+    "Asked to by the file `cancel`, by what an evaluation found, or no progress for long enough."
     config, stale = loop.config, loop.tally.stale
     if (loop.run.folder / "cancel").exists():
         loop.reason = "cancelled"
         loop.run.log("status", step, status="stopping", reason="cancel requested")
-    elif config.early_stopping_patience and stale >= config.early_stopping_patience:
+    elif not loop.reason and config.early_stopping_patience and stale >= config.early_stopping_patience:
         loop.reason = f"no improvement over {config.early_stopping_threshold:g} nats in {stale} evaluations"
     return bool(loop.reason)
 
-# %% ../nbs/07_loop.ipynb #c492e20a
+# %% ../nbs/07_loop.ipynb #e1dfe49b
 class RunCallback(TrainerCallback): # type: ignore[misc]
     "Writes a training into its run."
     def __init__(self,
@@ -193,10 +194,11 @@ class RunCallback(TrainerCallback): # type: ignore[misc]
         tally: Tally,
         steps: int, # optimizer steps in the whole run
         per_epoch: int, # micro-batches in an epoch
-        evaluate: Callable[[], dict[str, Any]], # validation figures; `nats` decides, `samples` become events of their own
+        evaluate: Callable[[], dict[str, Any]], # validation figures; `decides`, else `nats`, chooses: lower is better; `samples` become events
+        stops: Callable[[], str] = str, # asked once an evaluation is written: why the training ends here; "": it goes on
     ):
         self.run, self.config, self.tokenizer, self.tally = run, config, tokenizer, tally
-        self.steps, self.per_epoch, self.evaluate = steps, per_epoch, evaluate
+        self.steps, self.per_epoch, self.evaluate, self.stops = steps, per_epoch, evaluate, stops
         self.trainer: Any = None # set once it exists
         self.reason, self.evaluated, self.metric = "", -1, math.inf
         self.loss: float | None = None

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['causal_runs', 'Panel']
 
-# %% ../nbs/14_panel.ipynb #76e71b04
+# %% ../nbs/14_panel.ipynb #affbfc43
 import json
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from typing import Any
 import ipywidgets as widgets # type: ignore[import-untyped]
 
 from .causal import load_causal
+from .chat import has_chat
 from .core import Settings, UserError, validated
-from .generate import Generated, Sampling, generate
+from .generate import Generated, Sampling
 from .models import LoadedModel, pick_device
 from .runs import derive_status
-from .write import model_folder
+from .write import answers, model_folder
 
 # %% ../nbs/14_panel.ipynb #23051a99
 def causal_runs(settings: Settings) -> list[str]:
@@ -29,7 +30,7 @@ def causal_runs(settings: Settings) -> list[str]:
     found = [path.parent for path in settings.runs.glob("*/manifest.json") if writes(path.parent) and derive_status(path.parent) == "finished"]
     return [run.name for run in sorted(found, key=lambda run: (run / "manifest.json").stat().st_mtime, reverse=True)]
 
-# %% ../nbs/14_panel.ipynb #1fe92314
+# %% ../nbs/14_panel.ipynb #138f6507
 class Panel:
     "Widgets that write with a model; `box` is what JupyterLab shows, `write.click()` what a press does."
     def __init__(self, settings: Settings):
@@ -41,6 +42,7 @@ class Panel:
         self.model = widgets.Combobox(options=causal_runs(settings), placeholder="a run, or the folder of a model", description="model", **text)
         if self.model.options: self.model.value = self.model.options[0]
         self.prompt = widgets.Textarea(placeholder="the text to go on with", description="prompt", rows=4, **text)
+        self.system = widgets.Text(placeholder="what a chat model is told before the prompt", description="system", **text)
         self.temperature = widgets.BoundedFloatText(fields.temperature, min=0, max=10, step=.1, description="temperature", **short)
         self.top_k = widgets.BoundedIntText(0, min=0, max=10**6, description="top_k (0: all)", **short)
         self.top_p = widgets.BoundedFloatText(1, min=0, max=1, step=.05, description="top_p (1: all)", **short)
@@ -51,7 +53,7 @@ class Panel:
         self.output = widgets.Output()
         self.write.on_click(self._pressed)
         knobs = [widgets.VBox([self.temperature, self.top_k, self.top_p]), widgets.VBox([self.max_new_tokens, self.num_sequences, self.seed])]
-        self.box = widgets.VBox([self.model, self.prompt, widgets.HBox(knobs), self.write, self.output])
+        self.box = widgets.VBox([self.model, self.system, self.prompt, widgets.HBox(knobs), self.write, self.output])
 
     def sampling(self) -> Sampling:
         "What the knobs say; the values that mean all are left out."
@@ -65,12 +67,15 @@ class Panel:
         if not self.model.value: raise UserError("model", "none named", "choose a run, or type the folder of a model")
         sampling, place = self.sampling(), str(model_folder(self.model.value, self.settings))
         if self.loaded is None or self.place != place: self.loaded, self.place = load_causal(place, pick_device()), place
-        return generate(self.loaded.model, self.loaded.tokenizer, self.prompt.value, sampling)
+        return answers(self.loaded, self.prompt.value, sampling, self.system.value or None)
 
     def _pressed(self, _: Any) -> None:
         "Show the texts, or the one line that says why there are none."
         self.write.disabled, self.output.outputs = True, ()
-        try: said = "\n\n".join(f"{one.prompt}{one.text}\n[{one.tokens} tokens, ended by {one.ended}]" for one in self.texts())
+        try:
+            texts = self.texts()
+            between = "\n" if self.loaded and has_chat(self.loaded.tokenizer) else "" # an answer stands below its question
+            said = "\n\n".join(f"{one.prompt}{between}{one.text}\n[{one.tokens} tokens, ended by {one.ended}]" for one in texts)
         except UserError as error: said = f"error: {error}"
         finally: self.write.disabled = False
         self.output.append_stdout(said + "\n")

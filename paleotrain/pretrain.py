@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from .plan import TrainConfig
 
-# %% ../nbs/09_pretrain.ipynb #cc9b23e7
+# %% ../nbs/09_pretrain.ipynb #a854ae14
 class PretrainConfig(TrainConfig):
     "Parameters of pretraining, beside those of every training."
     name: str = Field("a small model", description="what the model is called in the report")

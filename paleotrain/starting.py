@@ -179,18 +179,19 @@ def open_run(
     watch_cells(run)
     return run, config
 
-# %% ../nbs/01_starting.ipynb #483a652d
+# %% ../nbs/01_starting.ipynb #543ce6c9
 @contextmanager
 def inner_run(
     outer: Run, # open, and left open
-    name: str, # of the folder in outer's `rungs/`
+    name: str, # of its folder
     phase: str,
     config_type: type[ConfigT],
     given: Mapping[str, Any], # values by name
     settings: Settings,
+    inside: str = "rungs", # folder of outer that holds its inner runs; what they are called
 ) -> Iterator[tuple[Run, ConfigT]]:
     "A run in `rungs/<name>` of another, begun or resumed; what ends the block early is recorded in it, then raised."
-    folder = outer.folder / "rungs" / name
+    folder = outer.folder / inside / name
     run, config = begin_run(folder, phase, config_type, given, settings)
     (folder / "cancel").unlink(missing_ok=True)
     (folder / "cancel").symlink_to(Path("../../cancel")) # is there once the outer run is asked to stop

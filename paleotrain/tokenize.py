@@ -30,7 +30,7 @@ from .runs import Run, finish, promise, refuse_changed, write_table
 from .tokenizer import CONTEXTS, KINDS, contexts, cut, encoded, exact, measure, train_tokenizer
 from .vocabulary import extend_tokenizer
 
-# %% ../nbs/08_tokenize.ipynb #fb7c2587
+# %% ../nbs/08_tokenize.ipynb #7b0c4fe7
 class TokenizerConfig(PhaseConfig):
     "Parameters of training and comparing tokenizers."
     name: str = Field("own", pattern=r"^\w[\w-]*$", description="name in the report, and folder in artifacts/tokenizers")
