@@ -163,7 +163,7 @@ def forgetting_table(run: RunRecord) -> str:
     head = ("prompts of", f"after it (95{NARROW}% interval)", f"after {esc(last[0])}", "points lost", "n")
     return table("lrrrr", head, rows)
 
-# %% ../nbs/15_report_curriculum.ipynb #b5c1a2c0
+# %% ../nbs/15_report_curriculum.ipynb #b725f4b3
 def of_data(phase: dict[str, Any]) -> str: # what was declared: `echo (gibberish only)`
     data = phase.get("data", {})
     rest = ", ".join(f"{plain_name(key)} {value}" for key, value in data.items() if key not in ("generator", "files", "evaluation"))
@@ -184,7 +184,8 @@ def phase_facts(run: RunRecord, name: str) -> str:
     train, start = data.get("splits", {}).get("train", {}), row.get("start") or phase.get("start") or (inner.get("parent").get("model") if inner else None)
     said = [sentence(of_data(phase)) if phase else ""]
     if train: said.append(f"{count(train['examples'])} conversations, {count(train['tokens'])} tokens, {count(train['supervised_tokens'])} of them learnt.")
-    if start: said.append(f"It went on from {start}." if start != "base" else "It began with the base.")
+    goes = "went" if inner else "is to go"
+    if start: said.append(f"It {goes} on from {start}." if start != "base" else "It begins with the base.")
     if row: said.append(f"It took {count(row['steps'])} steps and {row['minutes']:.1f} minutes.")
     if mix.get("asked"): said.append(f"Replay: {percent(mix['asked'], False)} of the learnt tokens asked, {percent(mix.get('achieved'), False)} achieved.")
     if row: said.append(f"After it, {share(row)} of {count(cell(run, name, name).get('n'))} unseen prompts of its own are answered exactly.")
