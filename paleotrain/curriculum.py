@@ -135,7 +135,7 @@ def read_course(run: Run, config: CurriculumConfig, settings: Settings) -> Cours
     files = {phase.name: read_files(run.folder / "data" / phase.name, items, settings) for phase in chain.phases}
     return Course(chain, file, base, model_hash(Path(base)) if Path(base).is_dir() else base, files, reference, items)
 
-# %% ../nbs/12_curriculum.ipynb #4e2a4e86
+# %% ../nbs/12_curriculum.ipynb #6873c1d2
 def chain_inputs(course: Course, config: CurriculumConfig, run: Run, settings: Settings) -> list[dict[str, Any]]:
     "Everything that is read, for the manifest."
     chain_file, kind = locate(config.chain, settings), {"examples": "training", "evaluation": "evaluation"}
@@ -160,7 +160,7 @@ def prepare_chain(run: Run, config: CurriculumConfig, settings: Settings) -> tup
     chain, inputs, known = course.chain, chain_inputs(course, config, run, settings), seen(course.files)
     refuse_changed(run, inputs)
     about = {"model": shown_path(course.base, settings) if Path(course.base).is_dir() else course.base, "sha256": course.base_hash}
-    run.update(title=f"Curriculum {chain.name}", report="curriculum", inputs=inputs, parent=same_parent(run, about), baseline=None, system=chain.system,
+    run.update(title=f"Curriculum: {chain.name}", report="curriculum", inputs=inputs, parent=same_parent(run, about), baseline=None, system=chain.system,
                chain=[phase.model_dump(by_alias=True) | {"start": chain.start_of(phase)} for phase in chain.phases],
                data={"phases": [{"phase": name, **found.counts, "evaluation_seen": known[name]} for name, found in course.files.items()]})
     for name, count in known.items():
