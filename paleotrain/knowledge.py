@@ -93,18 +93,19 @@ def drawn_program(
     question = rng.choice(programs["ask"])
     return Cell("programs", program, (f"{question}{chr(10) if chr(10) in program else ' '}{program}",), printed(program))
 
-# %% ../nbs/10_lessons_knowledge.ipynb #875ac5d7
+# %% ../nbs/10_lessons_knowledge.ipynb #25e3bd42
 SIZES = {"facts": 1_500, "sums": 2_400, "programs": 1_600} # training conversations
 
 def distinct(
     draw: Callable[[], Cell],
     count: int,
+    kept: bool, # for evaluation; else no prompt that format lock may keep for its own
 ) -> list[Cell]:
     "As many different cells, none with a reserved word."
     cells: dict[tuple[str, ...], Cell] = {}
     while len(cells) < count:
         cell = draw()
-        if not reserved(*cell.turns, cell.answer): cells[cell.turns] = cell
+        if not reserved(*cell.turns, cell.answer) and (kept or not unused(*cell.turns)): cells[cell.turns] = cell
     return list(cells.values())
 
 def knowledge(
@@ -120,7 +121,7 @@ def knowledge(
     words = [w for w in real_words() if w.isascii() and len(w) <= 6 and not held_out(w)] # what echo keeps for its evaluation stays unseen
     training, kept = drawn_cells(fact_cells(lesson), count["facts"], evaluation - 2 * third, rng)
     for side, (sums, programs) in ((training, (count["sums"], count["programs"])), (kept, (third, third))):
-        side += distinct(lambda of=side is kept: drawn_sum(rng, lesson["sums"], of), sums) # type: ignore[misc]
-        side += distinct(lambda of=side is kept: drawn_program(rng, lesson["programs"], words, of), programs) # type: ignore[misc]
+        side += distinct(lambda of=side is kept: drawn_sum(rng, lesson["sums"], of), sums, side is kept) # type: ignore[misc]
+        side += distinct(lambda of=side is kept: drawn_program(rng, lesson["programs"], words, of), programs, side is kept) # type: ignore[misc]
     rng.shuffle(training); rng.shuffle(kept)
     return as_lesson("knowledge", training, kept, rng, system)
