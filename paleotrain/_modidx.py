@@ -738,6 +738,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'paleotrain.mixture.asked': ('mixture.html#asked', 'paleotrain/mixture.py'),
                                     'paleotrain.mixture.fillable': ('mixture.html#fillable', 'paleotrain/mixture.py'),
                                     'paleotrain.mixture.mix': ('mixture.html#mix', 'paleotrain/mixture.py'),
+                                    'paleotrain.mixture.questions': ('mixture.html#questions', 'paleotrain/mixture.py'),
                                     'paleotrain.mixture.sides': ('mixture.html#sides', 'paleotrain/mixture.py'),
                                     'paleotrain.mixture.split_of': ('mixture.html#split_of', 'paleotrain/mixture.py')},
             'paleotrain.models': { 'paleotrain.models.LoadedModel': ('models.html#loadedmodel', 'paleotrain/models.py'),

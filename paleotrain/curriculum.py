@@ -7,7 +7,7 @@ __all__ = ['CurriculumConfig', 'phase_data', 'PhaseFiles', 'read_files', 'seen',
            'chain_inputs', 'plan_line', 'prepare_chain', 'phase_place', 'phase_config', 'key_of', 'seal', 'train_phase',
            'teach', 'Stopped', 'reference_answers', 'judge_chain', 'run_chain', 'report_stop']
 
-# %% ../nbs/12_curriculum.ipynb #e0e9f88a
+# %% ../nbs/12_curriculum.ipynb #8f9e8b1e
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from .documents import ReadReport, expand
 from .evaluate import model_folder
 from .evaluation import export_model, write_samples
 from .instructions import Item, read_items, write_items
+from .mixture import asked, questions
 from .models import pick_device
 from .runs import Run, derive_status, finish, promise, refuse_changed, same_parent
 from .sft import SftConfig, load, plan_sft, prepare, train_sft
@@ -69,7 +70,7 @@ def phase_data(
         write_json(aside / "manifest.json", {"data": phase.data, "examples": len(rows), "evaluation": len(items)})
     return [f"{phase.name}: {report.bad} broken lines were left out"] if report.bad else []
 
-# %% ../nbs/12_curriculum.ipynb #f901e403
+# %% ../nbs/12_curriculum.ipynb #e509f951
 @dataclass
 class PhaseFiles:
     "What a phase is taught and judged on, as hashes and counts."
@@ -77,7 +78,7 @@ class PhaseFiles:
     evaluation: Path
     sha256: dict[str, str] # of both, by file name
     counts: dict[str, int] # examples, evaluation
-    prompts: set[str] # what users say in the examples
+    prompts: set[str] # that the examples answer, from `questions`
     items: list[Item]
 
 def read_files(folder: Path, reference: list[Item], settings: Settings) -> PhaseFiles:
@@ -85,7 +86,7 @@ def read_files(folder: Path, reference: list[Item], settings: Settings) -> Phase
     examples, evaluation, prompts, count = folder / "examples.jsonl", folder / "evaluation.json", set(), 0
     for row in read_conversations([str(examples)], settings, ReadReport()):
         count += 1
-        prompts |= {message["content"] for message in row.messages if message["role"] == "user"}
+        prompts.update(questions(row.messages))
         said = "\n".join(message["content"] for message in row.messages)
         for item in reference:
             if (wanted := item.messages[-1]["content"]) in said:
@@ -98,7 +99,7 @@ def read_files(folder: Path, reference: list[Item], settings: Settings) -> Phase
 def seen(files: dict[str, PhaseFiles]) -> dict[str, int]:
     "How many of each phase's evaluation prompts some phase is trained on."
     taught = set().union(*(found.prompts for found in files.values()))
-    return {name: sum(item.messages[-1]["content"] in taught for item in found.items) for name, found in files.items()}
+    return {name: sum(asked(item.messages) in taught for item in found.items) for name, found in files.items()}
 
 # %% ../nbs/12_curriculum.ipynb #2eb3bc89
 @dataclass

@@ -6,7 +6,7 @@
 __all__ = ['SftConfig', 'SftData', 'set_name', 'read_chats', 'read_sets', 'read_general', 'prompts_of', 'ready_tokenizer',
            'base_path', 'examples_of', 'overlap']
 
-# %% ../nbs/11_sets.ipynb #b44aef9d
+# %% ../nbs/11_sets.ipynb #9687434c
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from .core import Settings, UserError, locate, located, sha256_file, shown_path,
 from .documents import ReadReport, expand, read_documents
 from .examples import Prepared, prepare_examples
 from .instructions import Item, read_items
+from .mixture import asked, questions
 from .plan import TrainConfig
 from .red_lines import RedLines
 from .runs import Run
@@ -129,7 +130,7 @@ def ready_tokenizer(tokenizer: Any, config: SftConfig, name: str) -> int:
     if has_chat(tokenizer) or config.replay or len(config.evaluation) > 1: require_chat(tokenizer, name); return 0
     return add_chat(tokenizer, config.tag_prefix)
 
-# %% ../nbs/11_sets.ipynb #40f271b6
+# %% ../nbs/11_sets.ipynb #0e376105
 def base_path(config: SftConfig, settings: Settings) -> str:
     "The base's folder, of a run by its id too, or its hub name."
     for place in (locate(config.base_model, settings), settings.runs / config.base_model):
@@ -143,8 +144,8 @@ def examples_of(config: SftConfig, tokenizer: Any, own: Sequence[Conversation], 
 
 def overlap(run: Run, data: SftData) -> str:
     "A sentence on prompts of the evaluation that were trained on, with a warning where there are any."
-    asked = {one.messages[-2]["content"] for one in (*data.own, *data.replay)}
-    shared = {name: sum(item.messages[-1]["content"] in asked for item in items) for name, items in data.sets.items() if name != "validation"}
+    taught = {question for one in (*data.own, *data.replay) for question in questions(one.messages)}
+    shared = {name: sum(asked(item.messages) in taught for item in items) for name, items in data.sets.items() if name != "validation"}
     said = "; ".join(f"{count:,} of {len(data.sets[name]):,} prompts of {name} stand in the conversations" for name, count in shared.items() if count)
     if said: run.warn(said)
     return said or "No prompt of the evaluation stands in the conversations."
