@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Answer', 'judged', 'prompts_by_length', 'answer', 'wilson', 'score_answers', 'score_rows']
 
-# %% ../nbs/11_answers.ipynb #946cda25
+# %% ../nbs/11_answers.ipynb #783c0536
 import math
 import unicodedata
 from collections import defaultdict
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .chat import render
+from .chat import closing_token, render
 from .core import UserError
 from .generate import reading_limit
 from .instructions import Item, loose, strict
@@ -25,7 +25,7 @@ from .metrics import restored
 
 if TYPE_CHECKING: from transformers import PreTrainedModel
 
-# %% ../nbs/11_answers.ipynb #c3a46e6e
+# %% ../nbs/11_answers.ipynb #0f3bff85
 @dataclass
 class Answer:
     "One answer, and what is known of it."
@@ -46,9 +46,10 @@ def judged(
     tokenizer: Any, # with chat tags
     item: Item,
     ids: Sequence[int], # what the model wrote
+    end: int, # the closing tag's id
 ) -> Answer:
     "What an item's answer is worth."
-    closed = bool(ids) and ids[-1] == tokenizer.eos_token_id
+    closed = bool(ids) and ids[-1] == end
     inside = list(ids[:-1] if closed else ids)
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     valid = closed and special.isdisjoint(inside)
@@ -94,7 +95,7 @@ def _greedy(
     rows: list[list[int]] = written.tolist()
     return [row[:row.index(end) + 1] if end in row else row for row in rows]
 
-# %% ../nbs/11_answers.ipynb #d9ebaa39
+# %% ../nbs/11_answers.ipynb #f2ca6473
 def answer(
     model: "PreTrainedModel", # causal, on the device it is to run on
     tokenizer: Any, # its own, with chat tags
@@ -103,7 +104,7 @@ def answer(
     batch_tokens: int = 8192, # tokens of a batch, answers included; memory grows with it
 ) -> list[Answer]:
     "The greedy answer to each item, in their order; the model is put back into its mode."
-    limit = reading_limit(model)
+    limit, end = reading_limit(model), closing_token(tokenizer)
     prompts, found = prompts_by_length(tokenizer, items, limit), dict[int, Answer]()
     training = model.training
     model.eval()
@@ -113,8 +114,8 @@ def answer(
             rows = max(1, batch_tokens // (length + most))
             for batch in (group[begin:begin + rows] for begin in range(0, len(group), rows)):
                 ids = torch.tensor([prompt for _, prompt in batch], device=model.device)
-                for (place, _), row in zip(batch, _greedy(model, ids, most, tokenizer.eos_token_id), strict=True):
-                    found[place] = judged(tokenizer, items[place], row)
+                for (place, _), row in zip(batch, _greedy(model, ids, most, end), strict=True):
+                    found[place] = judged(tokenizer, items[place], row, end)
                 bar.update(len(batch))
     return [found[place] for place in range(len(items))]
 

@@ -23,7 +23,7 @@ from .core import Settings, UserError, atomic_dir, locate, read_json, sha256, sh
 from .runs import derive_status
 from .sft import SftConfig
 
-# %% ../nbs/12_chain.ipynb #cbf54314
+# %% ../nbs/12_chain.ipynb #d6783d23
 GATES = ("exact", "valid", "stopped", "case", "strict", "loose", "forgetting") # columns of a phase's scores, and points lost on earlier phases
 
 class Part(BaseModel):
@@ -33,7 +33,7 @@ class Part(BaseModel):
 class Replay(Part):
     "What a phase repeats of earlier ones."
     sources: list[str] = Field(alias="from", min_length=1, description="names of earlier phases")
-    share: float = Field(gt=0, lt=1, description="share of the supervised tokens, above 0 and below 1")
+    share: float = Field(gt=0, le=0.9, description="share of the supervised tokens, above 0 and at most 0.9")
     by: Literal["recorded", "model"] = Field("recorded", description="recorded: as they were taught; model: answered by the model the phase starts from")
 
 class Reference(Part):
@@ -131,13 +131,16 @@ def read_chain(
         train_config(phase, chain, file)
     return chain
 
-# %% ../nbs/12_chain.ipynb #ff3c66df
+# %% ../nbs/12_chain.ipynb #aa2bafac
 def check_order(chain: Chain, file: str) -> None:
     "Every phase once, and nothing from one that does not exist or comes later."
     names = [phase.name for phase in chain.phases]
     for phase in chain.phases:
         place = f"{file}:phases.{phase.name}"
-        if phase.name == "base": raise UserError(place, "the model the chain begins with is called so", "give the phase another name")
+        taken = {"base": "the model the chain begins with is called so", "reference": "the prompts that every model answers are called so"}
+        if phase.name in taken: raise UserError(place, taken[phase.name], "give the phase another name")
+        for field in {"seed", "validation_fraction"} & phase.train.keys():
+            raise UserError(f"{place}.train.{field}", "would split replayed conversations anew", "set it in train, for all phases")
         if names.count(phase.name) > 1: raise UserError(place, f"{names.count(phase.name)} phases are called so", "give each a name of its own")
         wanted = [("start", phase.start)] if phase.start not in (None, "base") else []
         wanted += [("replay.from", source) for source in phase.replay.sources] if phase.replay else []
@@ -161,7 +164,7 @@ def check_gates(phase: Phase, chain: Chain, file: str) -> None:
         most, unit = (100, "points") if metric == "forgetting" else (1, "a share")
         if not 0 <= wanted <= most: raise UserError(place, f"{wanted:g} is out of range", f"it is {unit}, from 0 to {most}")
 
-# %% ../nbs/12_chain.ipynb #a7ccf9a1
+# %% ../nbs/12_chain.ipynb #7c39a9d9
 DECIDED = ("name", "base_model", "tag_prefix", "data", "replay", "replay_share", "replay_by", "evaluation", "reference") # of a training, by the chain
 
 def checked(file: str, values: Mapping[str, Any], model: type[BaseModel], inside: Sequence[str], ours: Sequence[str]) -> Any:
@@ -199,8 +202,9 @@ def data_config(
 
 def train_config(phase: Phase, chain: Chain, file: str, **decided: Any) -> SftConfig:
     "The phase's training, with what the chain decides; without it, to see that the rest holds."
-    for inside, values in ((("train",), chain.train), (("phases", phase.name, "train"), phase.train)): checked(file, values, SftConfig, inside, DECIDED)
-    shared = {"seed": decided.pop("seed")} if "seed" in decided else {}
+    inside, shared = ("phases", phase.name, "train"), {"seed": decided.pop("seed")} if "seed" in decided else {}
+    checked(file, chain.train, SftConfig, ("train",), DECIDED)
+    checked(file, {**chain.train, **phase.train}, SftConfig, inside, DECIDED)
     return SftConfig(**shared | chain.train | phase.train | decided)
 
 # %% ../nbs/12_chain.ipynb #b2389a9d

@@ -27,7 +27,7 @@ from .instructions import Item, read_items, write_items
 from .knowledge import knowledge
 from .mixture import asked, mix, sides
 
-# %% ../nbs/11_chatdata.ipynb #6ad9f37c
+# %% ../nbs/11_chatdata.ipynb #7fd7386a
 class ChatdataConfig(PhaseConfig):
     "Parameters of making a chat data set: which generator, with what, to which folder."
     generator: Literal["format_lock", "echo", "knowledge", "mix"] = Field("echo", description="what makes the conversations; mix: takes them from inputs")
@@ -35,7 +35,7 @@ class ChatdataConfig(PhaseConfig):
     math: Literal["include", "exclude", "only", "minimal"] = Field("include", description="format_lock: arithmetic beside the rest, left out, alone, or little")
     gibberish: Literal["include", "exclude", "only"] = Field("include", description="echo: invented words beside real ones, none, or nothing else")
     max_examples: int | None = Field(None, ge=1, description="of a generator, at most so many conversations; None: all it has")
-    evaluation: int | None = Field(None, ge=1, description="of a generator, prompts to be judged by; None: as many as it holds for good")
+    evaluation: int | None = Field(None, ge=1, le=10_000, description="of a generator, prompts to be judged by; None: echo 600, the others 300")
     seed: int = Field(42, ge=0, description="another seed, other conversations; for mix another draw and another split")
     output: str | None = Field(None, description="folder to write; None: data/chat/ and a name made of generator and its options")
     inputs: list[str] | None = Field(None, description="mix: the new lesson, then what is replayed: folders, files or names in nbs/sources; several with ;")

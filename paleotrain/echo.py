@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['SYSTEM', 'SYSTEMS', 'RESERVED', 'WORD', 'LENGTHS', 'LONGER', 'UNSEEN', 'ONSETS', 'NUCLEI', 'CODAS', 'MOST_LETTERS',
            'STYLES', 'COMMANDS', 'INTRODUCTIONS', 'QUOTES', 'SIZES', 'KINDS', 'words_of', 'reserved', 'messages_of',
-           'conversation', 'item', 'held_out', 'real_words', 'invented', 'drawn_word', 'drawn_number', 'phrase', 'ask',
-           'exercise', 'echo']
+           'conversation', 'item', 'held_out', 'lesson_text', 'lesson_words', 'taught_elsewhere', 'real_words',
+           'invented', 'drawn_word', 'drawn_number', 'phrase', 'ask', 'exercise', 'echo']
 
-# %% ../nbs/10_lessons_echo.ipynb #6e3558e8
+# %% ../nbs/10_lessons_echo.ipynb #883103e8
 import random
 import re
 import string
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from .conversations import Conversation
 from .core import UserError, load_settings, sha256, stable_fraction
@@ -64,7 +65,7 @@ def item(
     "An evaluation prompt, under the system turn."
     return Item(f"{source}-{sha256(chr(0).join(turns))[:12]}", messages_of(turns, SYSTEM), answer, kind)
 
-# %% ../nbs/10_lessons_echo.ipynb #109ad70b
+# %% ../nbs/10_lessons_echo.ipynb #b276b184
 LENGTHS = (3, 10) # letters of a word in training
 LONGER = (11, 13) # letters of a word in the longer evaluation items
 UNSEEN = 0.2 # share of words for evaluation only
@@ -75,12 +76,23 @@ def held_out(
     "Whether a word is for evaluation only: longer than any trained on, or drawn by the hash of its letters."
     return len(word) > LENGTHS[1] or stable_fraction(word.casefold(), 0) < UNSEEN
 
+@cache
+def lesson_text(pattern: str) -> str: # case-folded
+    return " ".join(path.read_text(encoding="utf-8").casefold() for path in sorted((load_settings().nbs / "lessons").glob(pattern)))
+
+@cache
+def lesson_words() -> set[str]: return words_of(lesson_text("*.yaml"))
+
+def taught_elsewhere(word: str, exists: bool) -> bool:
+    "Whether another lesson says a word; an invented one may not even be a part of a word there, since programs cut words apart."
+    return word.casefold() in lesson_words() or not exists and word.casefold() in lesson_text("*")
+
 def real_words() -> list[str]:
     "English and German words from `nbs/lessons/words.txt`."
     lines = (load_settings().nbs / "lessons" / "words.txt").read_text(encoding="utf-8").splitlines()
     return [word for line in lines if not line.startswith("#") for word in line.split()]
 
-# %% ../nbs/10_lessons_echo.ipynb #66f38fb4
+# %% ../nbs/10_lessons_echo.ipynb #198cf908
 ONSETS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k kl kn kr l m n p pl pr qu r s sch sh sk sl sn sp st str t th tr tw v w wh x y z".split()
 NUCLEI = "a e i o u a e i o u ai au ea ee ei ie oa oo ou y".split()
 CODAS = ["", "", "", *"b ck d f ft g k l ld lm lt m mp n nd ng nk nt p r rd rk rn s sh sk st t th x z".split()]
@@ -107,17 +119,18 @@ def drawn_word(
         if pieces and rng.random() < 0.5: word = "".join(rng.choices(pieces, k=rng.randint(1, 3)))
         else: word = rng.choice(real) if real else invented(rng, rng.randint(*(LONGER if longer else LENGTHS)))
         fits = len(word) >= LENGTHS[0] and (len(word) > LENGTHS[1]) == longer
-        if fits and held_out(word) == unseen and word.casefold() not in RESERVED: return word
+        if not fits or held_out(word) != unseen or word.casefold() in RESERVED: continue
+        if not unseen or not taught_elsewhere(word, bool(real)): return word
 
 def drawn_number(
     rng: random.Random,
-    unseen: bool,
+    unseen: bool, # then of four digits or five: other lessons have sums
 ) -> str:
     "One to five digits of the side asked for."
     while True:
-        digits = rng.randint(1, 5)
+        digits = rng.randint(4 if unseen else 1, 5)
         number = str(rng.randrange(10 ** (digits - 1) if digits > 1 else 0, 10 ** digits))
-        if held_out(number) == unseen and number not in RESERVED: return number
+        if held_out(number) == unseen and number not in RESERVED and not (unseen and number in lesson_words()): return number
 
 # %% ../nbs/10_lessons_echo.ipynb #d133dbc8
 MOST_LETTERS = 32 # of a phrase

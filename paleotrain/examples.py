@@ -172,15 +172,15 @@ class ExampleMix:
         batches = [[(number, 0, i) for i in pooled[at:at + self.batch_size]] for at in range(0, len(pooled), self.batch_size)]
         return [batches[i] for i in rng.permutation(len(batches))]
 
-# %% ../nbs/11_examples.ipynb #c33c6eba
+# %% ../nbs/11_examples.ipynb #1c840205
 def shifted(example: Example) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     "What is read, and the label of each place."
     ids = example.ids.astype(np.int64)
     return ids[:-1], np.where(example.supervised[1:], ids[1:], -100)
 
 def _batch(rows: Sequence[list[NDArray[np.int64]]], fills: Mapping[str, int]) -> dict[str, torch.Tensor]:
-    "Arrays of each row under their names, filled up on the right to a multiple of 8."
-    width = math.ceil(max(len(row[0]) for row in rows) / 8) * 8
+    "Arrays of each row under their names, filled up on the right."
+    width = max(len(row[0]) for row in rows)
     found = {name: np.full((len(rows), width), fill, np.int64) for name, fill in fills.items()}
     for number, row in enumerate(rows):
         for values, name in zip(row, fills, strict=True): found[name][number, :len(values)] = values

@@ -150,7 +150,7 @@ def save_checkpoint(
         if old["step"] != step and old not in ranked[:keep]: shutil.rmtree(old["folder"])
     return folder
 
-# %% ../nbs/07_loop.ipynb #26fde68e
+# %% ../nbs/07_loop.ipynb #a16f82b6
 def log_train(loop: "RunCallback", step: int) -> None:
     "A train event over the steps since the last one; loss in nats per predicted token."
     values = loop.meter.read(step, loop.trainer.lr_scheduler.get_last_lr()[0], float(loop.trainer.last_grad_norm), loop.per_epoch)
@@ -181,7 +181,7 @@ def wants_stop(loop: "RunCallback", step: int) -> bool:
         loop.reason = "cancelled"
         loop.run.log("status", step, status="stopping", reason="cancel requested")
     elif not loop.reason and config.early_stopping_patience and stale >= config.early_stopping_patience:
-        loop.reason = f"no improvement over {config.early_stopping_threshold:g} nats in {stale} evaluations"
+        loop.reason = f"no improvement over {config.early_stopping_threshold:g} in {stale} evaluations"
     return bool(loop.reason)
 
 # %% ../nbs/07_loop.ipynb #e1dfe49b

@@ -7,7 +7,7 @@ __all__ = ['VALID', 'STOPPED', 'FORGOTTEN', 'WALL', 'LOSS_SHARE', 'SHOWN', 'prep
            'sft_claims', 'plan_sft', 'check_walls', 'drawn', 'decides', 'general_nats', 'unigram_nats',
            'before_training', 'red_line', 'evaluated', 'train_sft']
 
-# %% ../nbs/11_sft.ipynb #1a5c9fa4
+# %% ../nbs/11_sft.ipynb #37e7dcae
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,16 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from .answers import Answer, answer, prompts_by_length, score_answers
+from .answers import Answer, answer, prompts_by_length, score_answers, wilson
 from .batches import tokenizer_hash
 from .causal import config_and_tokenizer, context_length, load_causal, use_causal_loss
-from .chat import weigh_tags
+from .chat import closing_token, end_tokens, fit, weigh_tags
 from .conversations import Conversation, read_conversations, write_conversations
 from .core import Settings, UserError, atomic_write, set_seed, sha256_file, shown_path, stable_fraction
 from .documents import ReadReport
 from .evaluation import batch_tokens, claim
 from .examples import ExampleMix, Prepared, leak, nats_per_token, on_side, packed_batch, padded_batch
 from .instructions import Item
+from .mixture import CLOSE
 from .models import LoadedModel, parameter_count, pick_device, pick_precision
 from .plan import Plan, make_plan
 from .red_lines import RedLines, crossed
@@ -64,13 +65,15 @@ def facts_of(prepared: Prepared, settings: Settings) -> dict[str, Any]:
     path, _, line = example["place"].rpartition(":")
     return prepared.facts | {"example": example | {"place": f"{shown_path(path, settings)}:{line}"}}
 
-# %% ../nbs/11_sft.ipynb #2af54087
+# %% ../nbs/11_sft.ipynb #6df16f21
 def load(run: Run, config: SftConfig, data: SftData, settings: Settings) -> LoadedModel:
     "The base's weights, with a row for each new tag."
     device = pick_device(config.device)
     set_seed(config.seed)
     loaded = load_causal(data.base, device)
     if data.new_rows: weigh_tags(loaded.model, data.tokenizer, config.tag_prefix)
+    ends, end = end_tokens(loaded.model), closing_token(data.tokenizer)
+    if end not in ends: loaded.model.generation_config.eos_token_id = [end, *ends] # a template's closing tag need not be the end of text
     folder = Path(data.base)
     named = {"model": shown_path(folder, settings), "sha256": sha256_file(folder)} if folder.is_dir() else {"model": data.base, "sha256": None}
     parent = same_parent(run, {**named, "tokenizer_sha256": tokenizer_hash(data.tokenizer)})
@@ -78,7 +81,7 @@ def load(run: Run, config: SftConfig, data: SftData, settings: Settings) -> Load
                        "new_rows": data.new_rows}, baseline="the base model before this phase")
     return LoadedModel(loaded.model, data.tokenizer, data.base, loaded.head)
 
-# %% ../nbs/11_sft.ipynb #c15a7b8c
+# %% ../nbs/11_sft.ipynb #21131cdc
 def answered_replay(run: Run, config: SftConfig, data: SftData, loaded: LoadedModel, settings: Settings) -> list[Conversation]:
     "Questions of the earlier phases with the base model's answers: of each source as many as can be needed."
     file = run.folder / "replay.jsonl"
@@ -94,12 +97,13 @@ def answered_replay(run: Run, config: SftConfig, data: SftData, loaded: LoadedMo
                 for one, reply in zip(some, replies, strict=True):
                     if not reply.valid or not reply.text.strip(): continue
                     turns = (*one.messages[:-1], {"role": "assistant", "content": reply.text})
+                    if fit(loaded.tokenizer, turns, config.max_seq_length, one.place, "shorten") is None: continue
                     found.append(Conversation(one.id, turns, one.source, one.kind, one.place)); learned += reply.tokens
         if not found: raise UserError("replay_by", f"none of the base model's answers to {len(earlier):,} earlier questions is valid", "use recorded")
         write_conversations(file, found)
     return list(read_conversations([str(file)], settings, ReadReport()))
 
-# %% ../nbs/11_sft.ipynb #300ce78a
+# %% ../nbs/11_sft.ipynb #f8b7ed93
 VALID, STOPPED, FORGOTTEN = 0.99, 0.99, 1.0 # shares of answers; points that an earlier set may lose
 
 def sft_claims(config: SftConfig) -> list[dict[str, Any]]:
@@ -127,6 +131,10 @@ def plan_sft(
     if config.packed: check_walls(run, loaded, mix)
     plan = make_plan(config, mix.tokens_per_epoch, mix.batches_per_epoch, parameter_count(loaded.model))
     plan.problems += [f"{len(items)} prompts of {name} are too few to decide a claim (20 are needed)" for name, items in data.sets.items() if len(items) < 20]
+    if abs((replay := facts["replay"])["achieved"] - replay["asked"]) > CLOSE:
+        plan.problems.append(f"{replay['asked']:.1%} replay asked, {replay['achieved']:.1%} reached: its conversations are too long for so few new ones")
+    if (every := sum(map(len, data.sets.values()))) and wilson(every, every)[0] < max(VALID, STOPPED):
+        plan.problems.append(f"{every} prompts cannot show a share of {VALID:.0%}, were all answers right; 381 can")
     attention = getattr(loaded.model.config, "_attn_implementation", "none")
     plan.rows.append(("precision", config.precision, f"on {device}, attention {attention}; {run.manifest['config']['precision']['origin']}"))
     run.update(data=run.manifest["data"] | facts, plan={"rows": plan.rows, "problems": plan.problems},
@@ -175,16 +183,16 @@ def unigram_nats(data: SftData) -> float | None:
     ids = np.concatenate([encode(data.tokenizer, text, unit)[1].ids for unit, text in data.general])
     return float(-np.log(counts / counts.sum())[ids].mean())
 
-# %% ../nbs/11_sft.ipynb #3e59d457
+# %% ../nbs/11_sft.ipynb #a11f43c9
 def before_training(run: Run, config: SftConfig, data: SftData, loaded: LoadedModel) -> dict[str, list[Answer]]:
     "What the base answers: every earlier set whole, of its own set the draw, and the reference; written to `before.jsonl` once."
     file, own = run.folder / "before.jsonl", next(iter(data.sets))
-    if not file.exists():
+    if not file.exists() or "before" not in run.manifest:
         asked = {**data.sets, own: drawn(data.sets[own], config.eval_items, config.seed), "reference": data.reference}
         found = {name: answer(loaded.model, loaded.tokenizer, items, config.answer_tokens, batch_tokens(config)) for name, items in asked.items()}
-        atomic_write(file, "".join(json.dumps({"set": name, **asdict(one)}, ensure_ascii=False) + "\n" for name, answers in found.items() for one in answers))
         run.update(before={"nats": nats_per_token(loaded.model, data.prepared.validation, batch_tokens(config)),
                            "general": general_nats(config, data, loaded.model), "unigram": unigram_nats(data), "exact": score_answers(found[own])["exact"]})
+        atomic_write(file, "".join(json.dumps({"set": name, **asdict(one)}, ensure_ascii=False) + "\n" for name, answers in found.items() for one in answers))
     before: dict[str, list[Answer]] = {}
     for line in file.read_text(encoding="utf-8").split("\n"):
         if line: row = json.loads(line); before.setdefault(row.pop("set"), []).append(Answer(**row))

@@ -42,9 +42,10 @@ def nan_layer(model: nn.Module, inputs: dict[str, torch.Tensor]) -> str:
     finally: [hook.remove() for hook in hooks]
     return found[0] if found else "the loss"
 
-# %% ../nbs/07_training.ipynb #e2b41fe6
+# %% ../nbs/07_training.ipynb #099fa2eb
 def tokens_read(model: Any, inputs: dict[str, torch.Tensor]) -> int:
     "Tokens of a micro-batch, without padding, and for a masked model without [CLS] and [SEP]."
+    if "position_ids" in inputs: return int(((inputs["position_ids"] > 0) | (inputs["position_ids"].roll(-1, 1) > 0)).sum()) # packed: padding stands at 0
     if "attention_mask" not in inputs: return inputs["labels"].numel()
     return int(inputs["attention_mask"].sum()) - (0 if model.can_generate() else 2 * len(inputs["labels"]))
 
