@@ -257,6 +257,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'paleotrain.curriculum.Stopped._render_traceback_': ( 'curriculum.html#stopped._render_traceback_',
                                                                                              'paleotrain/curriculum.py'),
                                        'paleotrain.curriculum.chain_inputs': ('curriculum.html#chain_inputs', 'paleotrain/curriculum.py'),
+                                       'paleotrain.curriculum.check_phases': ('curriculum.html#check_phases', 'paleotrain/curriculum.py'),
                                        'paleotrain.curriculum.find_base': ('curriculum.html#find_base', 'paleotrain/curriculum.py'),
                                        'paleotrain.curriculum.judge_chain': ('curriculum.html#judge_chain', 'paleotrain/curriculum.py'),
                                        'paleotrain.curriculum.key_of': ('curriculum.html#key_of', 'paleotrain/curriculum.py'),

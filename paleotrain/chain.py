@@ -76,7 +76,7 @@ class Chain(Part):
         while (start := self.start_of(by_name[line[-1]])) != "base": line.append(start)
         return [phase.name, *reversed(line[1:])]
 
-# %% ../nbs/12_chain.ipynb #21668fec
+# %% ../nbs/12_chain.ipynb #288aa865
 def field_name(raw: Any, place: Sequence[str | int]) -> str:
     "Where in the file: a phase by its name, another entry by its number."
     words: list[str] = []
@@ -102,7 +102,8 @@ def fault(
     first = error.errors()[0]
     place = [part for part in (*inside, *first["loc"]) if part != "[key]"]
     parts: dict[str, type[BaseModel]] = {"phases": Phase, "replay": Replay, "reference": Reference}
-    if model is Chain: model = parts.get([part for part in ("", *place[:-1]) if isinstance(part, str)][-1], Chain)
+    within = [part for part in place[:-1] if isinstance(part, str) and part in parts]
+    if model is Chain and within: model = parts[within[-1]]
     known = {field.alias or name: field.description for name, field in model.model_fields.items()}
     where = f"{file}:{field_name(raw, place)}"
     if first["type"] == "extra_forbidden": return UserError(where, "no such field", nearest(str(place[-1]), list(known)))

@@ -151,7 +151,7 @@ def chain_claims(chain: Chain, minutes: float | None) -> list[dict[str, Any]]:
             claim("gates", "Every phase reaches what it has to", "gates that were missed", "= 0", unit="gates"),
             claim("training_time", "Trains in the time given", "all phases with their evaluations", limit, unit="min")]
 
-# %% ../nbs/12_chain_judge.ipynb #105ab36e
+# %% ../nbs/12_chain_judge.ipynb #806d74f7
 def copying(entry: dict[str, Any], figures: Figures) -> None:
     "The result of the claim on copying."
     value, low, n = figures["exact"], figures["exact_low"], int(figures["n"] or 0)
@@ -182,7 +182,7 @@ def judged_chain(
     note, by_id = f"not reached: {', '.join(left)}" if left else "", {entry["id"]: entry for entry in claims}
     lines, said = sum(map(bool, crossed)), ", ".join(filter(None, (*crossed, note)))
     set_claim(claims, "no_red_line", lines, False if lines else True if ended else None, len(done), note=said)
-    set_claim(claims, "gates", missed, False if missed else True if ended else None, len(gates), note=note)
+    set_claim(claims, "gates", missed, False if missed else True if ended and gates else None, len(gates), note=note)
     taken = sum(minutes_of(learned.folder) for learned in done)
     set_claim(claims, "training_time", taken if minutes else None, taken <= minutes if minutes and ended else None, note=note)
     for name in ("reference_prompts", "gibberish_exact_match", "forgetting_points"): by_id[name]["note"] = "the chain did not reach its end"

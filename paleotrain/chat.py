@@ -86,7 +86,7 @@ def _check_order(role: str, before: str | None, place: str) -> None:
     if role == before: raise UserError(place, f"two {role}'s turns in a row", "join them, or drop one")
     if role == "assistant" and before != "user": raise UserError(place, "an assistant's turn that no user's turn precedes", "begin with the user")
 
-# %% ../nbs/10_chat.ipynb #28a17242
+# %% ../nbs/10_chat.ipynb #c465cca7
 @dataclass
 class Rendered:
     "A conversation as a model reads it."
@@ -99,7 +99,7 @@ def _applied(tokenizer: Any, messages: Sequence[Message], contents: Sequence[str
     from jinja2 import TemplateError
     filled = [{"role": message["role"], "content": content} for message, content in zip(messages, contents, strict=True)]
     try: return str(tokenizer.apply_chat_template(filled, tokenize=False))
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError, AttributeError, LookupError) as error:
         raise UserError(place, f"the model's chat template refuses it ({error})", "change the turns, or take another model") from None
 
 def _around(tokenizer: Any, messages: Sequence[Message], place: str) -> list[str]:

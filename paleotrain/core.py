@@ -8,7 +8,7 @@ __all__ = ['ConfigT', 'RUN_PARAMETERS', 'UserError', 'Settings', 'find_root', 'l
            'resolve', 'set_seed', 'sha256', 'sha256_file', 'stable_fraction', 'fsync_dir', 'atomic_file',
            'atomic_write', 'write_json', 'read_json', 'recover', 'atomic_dir']
 
-# %% ../nbs/00_core.ipynb #9a6ba84a
+# %% ../nbs/00_core.ipynb #ebf25103
 import ast
 import configparser
 import difflib
@@ -17,6 +17,7 @@ import json
 import os
 import random
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -169,7 +170,7 @@ def presets(settings: Settings, phase: str | None = None) -> list[str]:
     names = sorted(path.stem for path in (settings.nbs / "presets").glob("*.yaml"))
     return [name for name in names if phase in (None, read_preset(name, settings).get("phase"))]
 
-# %% ../nbs/00_core.ipynb #bc240572
+# %% ../nbs/00_core.ipynb #51bd2f48
 def validated(
     config: type[ConfigT], # the phase's model
     values: Mapping[str, Any], # name to value
@@ -178,9 +179,9 @@ def validated(
     try: return config(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or config.__name__
+        name, found = ".".join(str(part) for part in first["loc"]) or config.__name__, f", found {first['input']!r}" if first["loc"] else ""
         described = config.model_fields[name].description if name in config.model_fields else None
-        raise UserError(name, f"{first['msg']}, found {first['input']!r}", f"{name} is: {described}" if described else "see the presets") from None
+        raise UserError(name, first["msg"].removeprefix("Value error, ") + found, f"{name} is: {described}" if described else "see the presets") from None
 
 def resolve(
     config: type[ConfigT], # the phase's model
@@ -267,10 +268,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError: raise UserError(path, "no such file", "check the path") from None
     except ValueError as error: raise UserError(path, f"not JSON ({error})", "mend or remove the file") from None
 
-# %% ../nbs/00_core.ipynb #b01c9ab0
+# %% ../nbs/00_core.ipynb #82b0b6c3
 def recover(path: Path) -> None:
     "What a killed `atomic_dir` left beside `path`: the old folder comes back where the new one had not taken its place; the rest goes."
-    import shutil
     import psutil
     for left in sorted(path.parent.glob(f".{path.name}.*.*")): # .old before .tmp
         _, pid, kind = left.name.rsplit(".", 2)
@@ -283,10 +283,10 @@ def atomic_dir(
     path: Path, # appears complete when the block ends well; an older one is replaced
 ) -> Iterator[Path]:
     "A folder to fill that becomes `path` in one step, or leaves no trace."
-    import shutil
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     recover(path)
-    aside.mkdir(parents=True)
+    try: aside.mkdir(parents=True)
+    except OSError as error: raise UserError(path, f"cannot be made ({error.strerror})", "name a folder that you can write") from None
     try:
         yield aside
         for file in filter(Path.is_file, aside.rglob("*")):

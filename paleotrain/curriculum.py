@@ -4,31 +4,31 @@
 
 # %% auto #0
 __all__ = ['CurriculumConfig', 'phase_data', 'PhaseFiles', 'read_files', 'seen', 'Course', 'find_base', 'read_course',
-           'chain_inputs', 'plan_line', 'prepare_chain', 'phase_place', 'phase_config', 'key_of', 'seal', 'train_phase',
-           'teach', 'Stopped', 'reference_answers', 'judge_chain', 'run_chain', 'report_stop']
+           'chain_inputs', 'plan_line', 'prepare_chain', 'phase_place', 'phase_config', 'check_phases', 'key_of',
+           'seal', 'train_phase', 'teach', 'Stopped', 'reference_answers', 'judge_chain', 'run_chain', 'report_stop']
 
-# %% ../nbs/12_curriculum.ipynb #8f9e8b1e
+# %% ../nbs/12_curriculum.ipynb #5667b9e3
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from .answers import answer
-from .causal import load_causal
+from .answers import answer, prompts_by_length
+from .causal import config_and_tokenizer, load_causal
 from .chain import Chain, Phase, data_config, find_finished, model_hash, phase_key, read_chain, take_over, train_config
 from .chain_judge import Learned, chain_claims, chain_tables, gate_rows, gate_said, judged_chain, read_phase, stop_reason
-from .chat import PREFIX, add_chat, has_chat, weigh_tags
+from .chat import PREFIX, add_chat, fit, has_chat, weigh_tags
 from .chatdata import make_data
 from .conversations import read_conversations, write_conversations
 from .core import PhaseConfig, Settings, UserError, atomic_dir, locate, located, read_json, sha256_file, shown_path, write_json
 from .documents import ReadReport, expand
-from .evaluate import model_folder
 from .evaluation import export_model, write_samples
 from .instructions import Item, read_items, write_items
 from .mixture import asked, questions
 from .models import pick_device
 from .runs import Run, derive_status, finish, promise, refuse_changed, same_parent
+from .sets import base_path
 from .sft import SftConfig, load, plan_sft, prepare, train_sft
 from .sft_judge import USAGE, judge_sft
 from .starting import inner_run
@@ -101,7 +101,7 @@ def seen(files: dict[str, PhaseFiles]) -> dict[str, int]:
     taught = set().union(*(found.prompts for found in files.values()))
     return {name: sum(asked(item.messages) in taught for item in found.items) for name, found in files.items()}
 
-# %% ../nbs/12_curriculum.ipynb #2eb3bc89
+# %% ../nbs/12_curriculum.ipynb #826adf63
 @dataclass
 class Course:
     "A chain that is ready to be taught."
@@ -117,8 +117,7 @@ def find_base(config: CurriculumConfig, settings: Settings) -> str:
     "The folder of the base, or its hub name; weights are not read yet."
     name = config.base_model or ""
     if not name: raise UserError("base_model", "not named", "name a run or a saved model, as in: paleotrain run curriculum -p base_model RUN")
-    hub = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not locate(name, settings).exists() and not (settings.runs / name).exists()
-    return name if hub else str(model_folder(name, settings, "base_model"))
+    return base_path(name, settings)
 
 def read_course(run: Run, config: CurriculumConfig, settings: Settings) -> Course:
     "Chain, base, and data of all phases."
@@ -136,7 +135,7 @@ def read_course(run: Run, config: CurriculumConfig, settings: Settings) -> Cours
     files = {phase.name: read_files(run.folder / "data" / phase.name, items, settings) for phase in chain.phases}
     return Course(chain, file, base, model_hash(Path(base)) if Path(base).is_dir() else base, files, reference, items)
 
-# %% ../nbs/12_curriculum.ipynb #6873c1d2
+# %% ../nbs/12_curriculum.ipynb #3bbb656f
 def chain_inputs(course: Course, config: CurriculumConfig, run: Run, settings: Settings) -> list[dict[str, Any]]:
     "Everything that is read, for the manifest."
     chain_file, kind = locate(config.chain, settings), {"examples": "training", "evaluation": "evaluation"}
@@ -166,10 +165,11 @@ def prepare_chain(run: Run, config: CurriculumConfig, settings: Settings) -> tup
                data={"phases": [{"phase": name, **found.counts, "evaluation_seen": known[name]} for name, found in course.files.items()]})
     for name, count in known.items():
         if count: run.warn(f"{count} of {course.files[name].counts['evaluation']} evaluation prompts of {name} stand in training data too")
+    check_phases(run, config, course, settings)
     if not (run.folder / "claims.json").exists(): promise(run, chain_claims(chain, config.target_minutes))
     return course, [plan_line(course, phase, train_config(phase, chain, course.file)) for phase in chain.phases]
 
-# %% ../nbs/12_curriculum.ipynb #31209f47
+# %% ../nbs/12_curriculum.ipynb #e0692a39
 def phase_place(path: Path, settings: Settings) -> str: # as the inner run's parameters have it
     return path.relative_to(settings.root).as_posix() if path.is_relative_to(settings.root) else str(path)
 
@@ -183,6 +183,22 @@ def phase_config(run: Run, config: CurriculumConfig, course: Course, phase: Phas
     return train_config(phase, course.chain, course.file, seed=config.seed, name=phase.name, base_model=base, tag_prefix=config.tag_prefix,
                         data=[at(files[phase.name].examples)], replay=[at(files[name].examples) for name in sources], reference=at(course.reference),
                         evaluation=[at(files[name].evaluation) for name in course.chain.sets_of(phase)], **replay)
+
+def check_phases(run: Run, config: CurriculumConfig, course: Course, settings: Settings) -> None:
+    "A UserError, before the first phase is taught, for what a later one could not be: context, general text, conversations of your own."
+    if not Path(course.base).is_dir(): return # of a hub name nothing is fetched before its turn
+    _, model, tokenizer = config_and_tokenizer(course.base)
+    if not has_chat(tokenizer): add_chat(tokenizer, config.tag_prefix)
+    for phase in course.chain.phases:
+        own, place = phase_config(run, config, course, phase, settings), f"{course.file}:phases.{phase.name}"
+        limit = getattr(model, "max_position_embeddings", own.max_seq_length)
+        if own.max_seq_length > limit: raise UserError(f"{place}.train.max_seq_length", f"{own.max_seq_length} for a model of {limit} positions", "use fewer")
+        try:
+            if own.general: expand(located(own.general, settings) or [], settings)
+            prompts_by_length(tokenizer, course.files[phase.name].items, own.max_seq_length)
+            if "files" in phase.data: # generated ones are short
+                for row in read_conversations(own.data, settings, ReadReport()): fit(tokenizer, row.messages, own.max_seq_length, row.place, own.too_long)
+        except UserError as error: raise UserError(place, *str(error).rsplit("; ", 1)) from None
 
 def key_of(run: Run, course: Course, phase: Phase, own: SftConfig, settings: Settings) -> str:
     "The phase's key: its parameters, its files, and the model that it starts from as that is now."

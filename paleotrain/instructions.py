@@ -98,7 +98,7 @@ VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = { # what a rule's value h
     "": ("", lambda _: True),
 }
 
-# %% ../nbs/10_instructions.ipynb #cd11aae2
+# %% ../nbs/10_instructions.ipynb #8127e28b
 def check_checks(
     checks: Any, # as the file has them
     place: str, # file and item, for the message
@@ -106,7 +106,7 @@ def check_checks(
     "A UserError for the first rule that is none, or lacks its value."
     if not isinstance(checks, list): raise UserError(place, f"checks is {checks!r}", 'write a list, as in [{"id": "max_words", "n": 3}]')
     for check in checks:
-        if not isinstance(check, dict) or check.get("id") not in CHECKS:
+        if not isinstance(check, dict) or not isinstance(check.get("id"), str) or check["id"] not in CHECKS:
             raise UserError(place, f"unknown check {check.get('id') if isinstance(check, dict) else check!r}", f"choose from {', '.join(CHECKS)}")
         name = CHECKS[check["id"]][0]
         wanted, fits = VALUES[name]

@@ -52,7 +52,7 @@ def sides(
             found[split_of(row.messages, fraction, seed)][name].append(row)
     return found
 
-# %% ../nbs/10_mixture.ipynb #0bef3452
+# %% ../nbs/10_mixture.ipynb #f32407f6
 @dataclass
 class Mixed(Generic[T]):
     "A mixture, and what it came out as."
@@ -65,7 +65,7 @@ CLOSE = .005 # half a point: how far a share may be from what was asked
 def fillable(own: int, replay: Mapping[str, int], share: float) -> None: # weights; a UserError where all of replay is too little
     most = sum(replay.values()) / max(1, own + sum(replay.values()))
     if most >= share - CLOSE: return
-    has = ", ".join(f"{name} has {size:,}" for name, size in replay.items()) or "none is named"
+    has = ", ".join(f"{name} has {size:,}" for name, size in replay.items()) or "nothing is left of them but copies of the new lesson and validation sides"
     raise UserError("replay", f"a share of {share:.1%} asked, and the sources fill {most:.1%} ({has}, the new lesson {own:,})",
                     "lower the share or name further sources")
 

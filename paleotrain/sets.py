@@ -6,7 +6,7 @@
 __all__ = ['SftConfig', 'SftData', 'set_name', 'lesson_of', 'read_chats', 'read_sets', 'read_general', 'prompts_of',
            'ready_tokenizer', 'base_path', 'examples_of', 'overlap']
 
-# %% ../nbs/11_sets.ipynb #5c638eb8
+# %% ../nbs/11_sets.ipynb #9dff9551
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from .chat import add_chat, has_chat, require_chat
 from .conversations import Conversation, read_conversations
 from .core import Settings, UserError, locate, located, sha256_file, shown_path, stable_fraction
 from .documents import ReadReport, expand, read_documents
+from .evaluate import model_folder
 from .examples import Prepared, prepare_examples
 from .instructions import Item, read_items
 from .mixture import asked, questions
@@ -134,12 +135,11 @@ def ready_tokenizer(tokenizer: Any, config: SftConfig, name: str) -> int:
     if has_chat(tokenizer) or config.replay or len(config.evaluation) > 1: require_chat(tokenizer, name); return 0
     return add_chat(tokenizer, config.tag_prefix)
 
-# %% ../nbs/11_sets.ipynb #0e376105
-def base_path(config: SftConfig, settings: Settings) -> str:
-    "The base's folder, of a run by its id too, or its hub name."
-    for place in (locate(config.base_model, settings), settings.runs / config.base_model):
-        if place.exists(): return str(place)
-    return config.base_model
+# %% ../nbs/11_sets.ipynb #97a15a0c
+def base_path(name: str, settings: Settings) -> str:
+    "The folder of a base, named by its run or its own path, or its hub name; weights are not read yet."
+    here = name.startswith((".", "/", "~")) or locate(name, settings).exists() or (settings.runs / name).exists()
+    return name if name.count("/") == 1 and not here else str(model_folder(name, settings, "base_model"))
 
 def examples_of(config: SftConfig, tokenizer: Any, own: Sequence[Conversation], replay: Sequence[Conversation]) -> Prepared:
     "Split, rendered and mixed as the parameters say."

@@ -37,7 +37,7 @@ from .sets import base_path, examples_of, overlap, prompts_of, read_chats, read_
 from .starting import frozen
 from .training import Trained, train
 
-# %% ../nbs/11_sft.ipynb #980e94d3
+# %% ../nbs/11_sft.ipynb #968a6094
 def prepare(run: Run, config: SftConfig, settings: Settings) -> SftData:
     "Read, split and render everything, before the base's weights are read."
     for name in ("base_model", "data"):
@@ -47,7 +47,7 @@ def prepare(run: Run, config: SftConfig, settings: Settings) -> SftData:
     sets, reference = read_sets(config, settings, inputs)
     general, rest = read_general(config, settings, inputs)
     refuse_changed(run, inputs)
-    base, model, tokenizer = config_and_tokenizer(base_path(config, settings))
+    base, model, tokenizer = config_and_tokenizer(base_path(config.base_model, settings))
     limit = int(model.max_position_embeddings)
     if config.max_seq_length > limit: raise UserError("max_seq_length", f"{config.max_seq_length} for a model of {limit} positions", "use fewer")
     new_rows = ready_tokenizer(tokenizer, config, config.base_model)
