@@ -161,7 +161,7 @@ def test_a_mixture_with_found_conversations_through_the_command(runs, lessons, t
     ({"generator": "mix", "inputs": "{own};{place}/nowhere.jsonl"}, "nowhere.jsonl"),
     ({"generator": "mix", "inputs": "{own};{place}/text.jsonl"}, "text.jsonl"),
     ({"generator": "mix", "inputs": "{own};{replay}", "replay_share": 0.9}, "replay: a share of 90.0% asked, and the sources fill"),
-    ({"generator": "mix", "inputs": "{own}", "replay_share": 0.1}, "fill 0.0% (none is named, the new lesson"),
+    ({"generator": "mix", "inputs": "{own}", "replay_share": 0.1}, "fill 0.0% (nothing is left of them but copies"),
     ({"generator": "mix", "inputs": "{own};{replay}", "replay_share": 1}, "replay_share: Input should be less than or equal to 0.9, found 1"),
     ({"generator": "mix", "inputs": "{own};{replay}", "tokenizer": "{own}"}, "tokenizer: no tokenizer.json in"),
     ({"output": "{place}/mine"}, "mine: holds notes.txt, which is no part of a chat data set; name another folder with output"),
