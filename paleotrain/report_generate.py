@@ -44,7 +44,7 @@ def texts(run: RunRecord) -> str:
     said = f"All {len(shown):,} texts" if len(shown) == len(run.samples) else cut
     return note(f"{said}, in the order they were written. The prompt is bold.") + "".join(map(one_text, shown))
 
-# %% ../nbs/15_report_generate.ipynb #9d49c677
+# %% ../nbs/15_report_generate.ipynb #a8e716ac
 def statistics_table(run: RunRecord) -> str:
     "A row for all texts, and one a prompt where there are several."
     rows = run.tables.get("statistics", [])
@@ -52,7 +52,7 @@ def statistics_table(run: RunRecord) -> str:
     def name(row: dict[str, Any]) -> str:
         if row["prompt"] == "all": return "<b>all</b>"
         prompt = prompts[int(row["prompt"]) - 1] if int(row["prompt"]) <= len(prompts) else ""
-        return f"{row['prompt']:.0f} <code>{esc(prompt[:40])}{'…' if len(prompt) > 40 else ''}</code>"
+        return f"{row['prompt']} <code>{esc(prompt[:40])}{'…' if len(prompt) > 40 else ''}</code>"
     lines = [(name(r), *(count(r[k]) for k in ("texts", "tokens", "words", "ended_by_eos", "ended_by_stop", "ended_by_length")),
               *(percent(r[k], False) for k in ("distinct_1", "distinct_2", "distinct_3", "repeated_4")), count(r["longest_run"])) for r in rows]
     head = ("prompt", "texts", "tokens", "words", "eos", "stop", "length", "distinct-1", "-2", "-3", "repeated 4-grams", "longest run")

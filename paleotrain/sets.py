@@ -135,9 +135,10 @@ def ready_tokenizer(tokenizer: Any, config: SftConfig, name: str) -> int:
     if has_chat(tokenizer) or config.replay or len(config.evaluation) > 1: require_chat(tokenizer, name); return 0
     return add_chat(tokenizer, config.tag_prefix)
 
-# %% ../nbs/11_sets.ipynb #97a15a0c
+# %% ../nbs/11_sets.ipynb #c981f6df
 def base_path(name: str, settings: Settings) -> str:
     "The folder of a base, named by its run or its own path, or its hub name; weights are not read yet."
+    if (locate(name, settings) / "model/config.json").is_file(): return str(locate(name, settings) / "model")
     here = name.startswith((".", "/", "~")) or locate(name, settings).exists() or (settings.runs / name).exists()
     return name if name.count("/") == 1 and not here else str(model_folder(name, settings, "base_model"))
 
