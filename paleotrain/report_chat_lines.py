@@ -48,7 +48,7 @@ def nearest(run: RunRecord, name: str) -> tuple[float, int, float, float] | None
     judged = [(one[0], step, one[2], (one[0] - one[1]) / (one[2] - one[1])) for one, step in found if one is not None]
     return max(judged, key=lambda one: one[3], default=None)
 
-# %% ../nbs/15_report_chat_lines.ipynb #8f6aa2fd
+# %% ../nbs/15_report_chat_lines.ipynb #aac1ee41
 def gauge(near: float) -> str: # a bar: how near, full and hatched at the limit
     colour = "repeating-linear-gradient(45deg,#a3201a 0 4px,#fff 4px 6px)" if near >= 1 else "#0b5fa5"
     return ('<span style="display:block;height:7px;min-width:5rem;background:#e8eef4;border-right:2px solid #1b1f24">'
@@ -77,6 +77,7 @@ def red_lines(runs: Mapping[str, RunRecord]) -> str:
     said = f"The worst figure of each from step {early} on, when the lines are looked at; a bar is full at its limit. Crossing one stops the training."
     return note(said) + table("l" + "l" * len(runs), ("red line", *map(esc, runs)), rows)
 
+# %% ../nbs/15_report_chat_lines.ipynb #7084eb54
 def restart(runs: Mapping[str, RunRecord]) -> str:
     "What was crossed and when, with the advice to restart and what to look at first; empty where nothing was."
     def told(name: str, run: RunRecord) -> str:

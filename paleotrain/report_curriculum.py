@@ -58,7 +58,7 @@ def standing(run: RunRecord, name: str) -> str:
     word = {"running": "being trained", "finished": "trained, not judged yet"}.get(inner.status, inner.status)
     return f"{word}, at step {inner.step:,}" + (f" of {steps:,}" if isinstance(steps, int) else "")
 
-# %% ../nbs/15_report_curriculum.ipynb #adbd22f6
+# %% ../nbs/15_report_curriculum.ipynb #1b6b4215
 def minutes(run: RunRecord) -> float: # of training in all, phases under way included, those taken over not
     rows, inner = done(run), inner_runs(run)
     begun = sum(series(one, "train", "seconds")[1][-1] / 60 for name, one in inner.items() if name not in rows and series(one, "train", "seconds")[1])
@@ -82,6 +82,7 @@ def cost(run: RunRecord) -> str:
     if gone[worst] <= 0: return f"{said} and nothing was forgotten"
     return f"{said} and cost {gone[worst]:.1f} points of exact match on {worst}, the phase it forgot most of"
 
+# %% ../nbs/15_report_curriculum.ipynb #e65dc454
 def who(run: RunRecord) -> str: # was taught
     parent = next(iter(inner_runs(run).values()), run).get("parent")
     size = f" of {magnitude(parent['parameters'])} parameters" if parent.get("parameters") else ""
