@@ -1,10 +1,13 @@
 """What the end-to-end tests share: a place for runs, small parameters, and the command."""
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS", "1") # one core a worker, for what it starts too
@@ -42,6 +45,40 @@ def only_run(runs: Path) -> Path:
 
 def events(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().split("\n") if line]
+
+
+DYING = """import json, os, signal, sys
+import paleotrain.loop as loop
+given, die = json.loads(sys.argv[1]), int(sys.argv[2])
+log = loop.log_train
+def dying(callback, step): # kill -9 at a step that is no checkpoint
+    log(callback, step)
+    if step == die: os.kill(os.getpid(), signal.SIGKILL)
+loop.log_train = dying
+"""
+
+
+def train_process(script: str, given: dict, die: int = -1) -> int:
+    """Run a script that trains what is `given` in a process of its own, killed at step `die`; its exit status."""
+    done = subprocess.run([sys.executable, "-c", DYING + script, json.dumps(given), str(die)], cwd=ROOT, capture_output=True, text=True, timeout=400,
+                          env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"})
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
+    return done.returncode
+
+
+def killed_at(file: str, runs: Path, *words: str) -> Path:
+    """Run `paleotrain` and kill -9 it, with its kernel, as soon as a file of that pattern is there; the run's folder."""
+    process = psutil.Popen([str(BIN / "paleotrain"), *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 300
+    while not list(runs.glob(file)):
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(.005)
+    for one in [*process.children(recursive=True), process]: one.kill() # a kernel that only saw its parent gone would go on for a second
+    process.wait()
+    from paleotrain.runs import derive_status
+    folder = only_run(runs)
+    while derive_status(folder) == "running" and time.monotonic() < until: time.sleep(.1)
+    return folder
 
 
 HOSTILE = """<script>alert("x")</script><img src='http://evil.invalid/x.png' onerror=alert(1)>"""

@@ -3,14 +3,11 @@ import csv
 import json
 import os
 import re
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import BIN, ROOT, command, events, only_run
+from conftest import ROOT, command, events, killed_at, only_run, options
 
 from paleotrain.core import UserError, load_settings, sha256_file
 
@@ -170,16 +167,9 @@ def test_a_killed_chain_goes_on_inside_its_phase(taught, in_place, tmp_path, mon
     """kill -9 while beta trains: alpha is left alone, beta goes on from its checkpoint, and the end is that of a chain nobody disturbed."""
     runs = tmp_path / "runs" # of its own, so that nothing is taken over
     monkeypatch.setenv("PALEOTRAIN_RUNS", str(runs))
-    words = ["run", "curriculum", "-p", "chain", str(write_chain(in_place)), "-p", "base_model", str(in_place / "base")]
-    process = subprocess.Popen([str(BIN / "paleotrain"), *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    until = time.monotonic() + 300
-    while time.monotonic() < until and not list(runs.glob("*/phases/beta/checkpoints/step-*/checkpoint.json")):
-        assert process.poll() is None
-        time.sleep(.02)
-    os.killpg(process.pid, signal.SIGKILL); process.wait()
+    given = options({"chain": write_chain(in_place), "base_model": in_place / "base"})
+    folder = killed_at("*/phases/beta/checkpoints/step-*/checkpoint.json", runs, "run", "curriculum", *given)
     from paleotrain.runs import derive_status
-    folder, wait = only_run(runs), time.monotonic() + 20
-    while time.monotonic() < wait and derive_status(folder) == "running": time.sleep(.1) # the kernel, a process group of its own, sees its parent gone
     assert [derive_status(folder / part) for part in (".", "phases/alpha", "phases/beta")] == ["interrupted", "finished", "interrupted"]
     alpha = (folder / "phases/alpha/manifest.json").read_bytes()
     done = command("paleotrain", "run", "curriculum", "--resume", folder.name)

@@ -4,13 +4,10 @@ import json
 import math
 import os
 import re
-import signal
-import subprocess
-import time
 
 import numpy as np
 import pytest
-from conftest import BIN, ROOT, command, events, only_run, options
+from conftest import ROOT, command, events, killed_at, only_run, options
 
 MICRO = {"rungs": "llama bpe 15k;llama bpe 40k;llama bpe 60k", "corpus": "data/sample", "test_fraction": 0.3, "validation_fraction": 0.1, "vocab_size": 300,
          "tokens": 2048, "max_seq_length": 32, "per_device_train_batch_size": 16, "evaluations": 2, "eval_words": 60, "test_words": 300}
@@ -89,17 +86,8 @@ def test_report_of_the_ladder_and_of_a_rung(climbed):
 def test_a_killed_ladder_goes_on_inside_its_rung(runs):
     """kill -9 while the second rung trains: the first is left alone, the second goes on from its checkpoint, the third follows."""
     long = MICRO | {"rungs": "llama bpe 15k;llama bpe 40k", "tokens": 30_000, "evaluations": 6}
-    process = subprocess.Popen([str(BIN / "paleotrain"), "run", "scaling", *options(long)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               start_new_session=True)
-    until = time.monotonic() + 200
-    while time.monotonic() < until and not list(runs.glob("*/rungs/llama-bpe-40k/checkpoints/step-*/checkpoint.json")):
-        assert process.poll() is None
-        time.sleep(.05)
-    os.killpg(process.pid, signal.SIGKILL); process.wait()
-    folder = only_run(runs)
+    folder = killed_at("*/rungs/llama-bpe-40k/checkpoints/step-*/checkpoint.json", runs, "run", "scaling", *options(long))
     from paleotrain.runs import derive_status
-    wait = time.monotonic() + 20
-    while time.monotonic() < wait and derive_status(folder) == "running": time.sleep(.1) # the kernel, a process group of its own, sees its parent gone
     for child in (folder, folder / "rungs/llama-bpe-40k"): assert derive_status(child) == "interrupted"
     first = (folder / "rungs/llama-bpe-15k/manifest.json").read_bytes()
     done = command("paleotrain", "run", "scaling", "--resume", folder.name)

@@ -1,14 +1,11 @@
 """Causal models from scratch: exact gradients, a kill and a resume for each family, and run_pretrain.ipynb end to end."""
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from conftest import BIN, ROOT, command, events, only_run, options
+from conftest import command, events, only_run, options, train_process
 
 FAMILIES = ("gpt2", "llama", "qwen2", "char_lstm")
 TINY = {"tokenizer": "character", "vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "dropout": 0.1,
@@ -61,21 +58,12 @@ def test_gradients_of_accumulated_batches_equal_one_batch(family, tmp_path):
     assert abs(loss - same) < 1e-6
 
 
-KILLED = """
-import os, signal, sys
-import paleotrain.loop as loop
+FAMILIES_TRAINED = """
 from paleotrain import pretrain_causal as phase
 from paleotrain.core import load_settings
 from paleotrain.pretrain import PretrainConfig
 from paleotrain.starting import open_run
-import json
-given, die = json.loads(sys.argv[1]), int(sys.argv[2])
 settings = load_settings()
-log = loop.log_train
-def dying(callback, step): # kill -9 at a step that is no checkpoint
-    log(callback, step)
-    if step == die: os.kill(os.getpid(), signal.SIGKILL)
-loop.log_train = dying
 for family, resume in given.pop("families").items():
     run, config = open_run("pretrain", PretrainConfig, {"resume": resume} if resume else given | {"family": family}, settings)
     data = phase.prepare(run, config, settings)
@@ -85,22 +73,17 @@ for family, resume in given.pop("families").items():
 """
 
 
-def trained(parameters: dict, die: int = -1) -> int:
-    return subprocess.run([sys.executable, "-c", KILLED, json.dumps(parameters), str(die)], cwd=ROOT, env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"},
-                          capture_output=True, timeout=400).returncode
-
-
 def test_a_killed_and_resumed_run_ends_in_the_same_weights_for_each_family(runs, text):
     """kill -9 at step 6 of 12, after the checkpoint of step 4: the resumed run's last checkpoint is that of a run nobody touched, to the bit."""
     given = TINY | {"corpus": [str(text)]}
-    assert trained(given | {"families": dict.fromkeys(FAMILIES)}) == 0
+    assert train_process(FAMILIES_TRAINED, given | {"families": dict.fromkeys(FAMILIES)}) == 0
     def by_family(folders): return {json.loads((f / "manifest.json").read_text())["parent"]["family"]: f for f in folders}
     whole = by_family(runs.iterdir())
-    for family in FAMILIES: assert trained(given | {"families": {family: None}}, die=6) == -signal.SIGKILL
+    for family in FAMILIES: assert train_process(FAMILIES_TRAINED, given | {"families": {family: None}}, die=6) == -signal.SIGKILL
     killed = by_family(set(runs.iterdir()) - set(whole.values()))
     assert set(whole) == set(killed) == set(FAMILIES)
     assert {p.name for folder in killed.values() for p in folder.glob("checkpoints/step-*")} == {"step-000004"}
-    assert trained({"families": {family: folder.name for family, folder in killed.items()}}) == 0
+    assert train_process(FAMILIES_TRAINED, {"families": {family: folder.name for family, folder in killed.items()}}) == 0
     for family, folder in killed.items():
         for name in ("model.safetensors", "optimizer.pt"):
             assert (folder / "checkpoints/step-000012" / name).read_bytes() == (whole[family] / "checkpoints/step-000012" / name).read_bytes(), (family, name)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import BIN, ROOT, command, events, only_run, options
+from conftest import command, events, only_run, options, train_process
 
 LETTERS = "abdehilnortuw"
 WORDS = [a + b + c for a in LETTERS for b in LETTERS for c in LETTERS]
@@ -161,20 +161,12 @@ def test_gradients_of_accumulated_batches_equal_one_batch(room, tmp_path):
     assert once.predicted == summed.predicted and abs(once.nats / once.predicted - summed.nats / summed.predicted) < 1e-6
 
 
-KILLED = """
-import json, os, signal, sys
-import paleotrain.loop as loop
+PHASE_TRAINED = """
 from paleotrain import sft
 from paleotrain.core import load_settings
 from paleotrain.sft_judge import judge_sft
 from paleotrain.starting import open_run
-given, die = json.loads(sys.argv[1]), int(sys.argv[2])
 settings = load_settings()
-log = loop.log_train
-def dying(callback, step): # kill -9 at a step that is no checkpoint
-    log(callback, step)
-    if step == die: os.kill(os.getpid(), signal.SIGKILL)
-loop.log_train = dying
 run, config = open_run("sft", sft.SftConfig, given, settings)
 data = sft.prepare(run, config, settings)
 loaded = sft.load(run, config, data, settings)
@@ -186,10 +178,8 @@ judge_sft(run, config, data, sft.train_sft(run, config, loaded, data, plan, mix,
 def run_of(runs: Path, given: dict, die: int = -1) -> tuple[int, Path]:
     """A phase in a process of its own, and its run."""
     before = set(runs.iterdir()) if runs.exists() else set()
-    done = subprocess.run([sys.executable, "-c", KILLED, json.dumps(given), str(die)], cwd=ROOT, env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"},
-                          capture_output=True, timeout=400, text=True)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
-    return done.returncode, next(iter(set(runs.iterdir()) - before), None) or runs / given["resume"]
+    code = train_process(PHASE_TRAINED, given, die)
+    return code, next(iter(set(runs.iterdir()) - before), None) or runs / given["resume"]
 
 
 def test_a_killed_and_resumed_phase_ends_in_the_same_weights(runs, given, tmp_path):
