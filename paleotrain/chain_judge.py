@@ -4,23 +4,21 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'Figures', 'COPIES', 'COPIES_LOW', 'COPIES_ITEMS', 'Learned', 'read_phase', 'minutes_of', 'red_line',
-           'Loss', 'right', 'losses', 'worst', 'gate_rows', 'gate_said', 'stop_reason', 'matrix_rows', 'phase_row',
+           'right', 'losses', 'worst', 'gate_rows', 'gate_said', 'stop_reason', 'matrix_rows', 'phase_row',
            'chain_tables', 'chain_claims', 'copying', 'forgetting', 'judged_chain']
 
-# %% ../nbs/12_chain_judge.ipynb #b15d365d
+# %% ../nbs/12_chain_judge.ipynb #9910abcc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .chain import Chain, Phase
 from .core import read_json
 from .evaluation import claim, set_claim
 from .ladder import table
-from .power_law import interval, resample
 from .runs import Run, read_events, write_table
+from .sft_judge import Loss, points_lost
 
 # %% ../nbs/12_chain_judge.ipynb #997e9976
 COLUMNS = ("n", "exact", "exact_low", "exact_high", "valid", "stopped", "case") # of the matrix
@@ -54,30 +52,15 @@ def minutes_of(folder: Path) -> float:
 def red_line(folder: Path) -> str: # what was crossed, with the sentence that was said; empty where nothing was
     return next((f"{event['name']}: {event['said']}" for event in read_events(folder) if event["kind"] == "red_line"), "")
 
-# %% ../nbs/12_chain_judge.ipynb #50af7884
-@dataclass(frozen=True)
-class Loss:
-    "Points of exact match lost on a set."
-    value: float
-    low: float # 95 % interval over items
-    high: float
-    n: int
-
-def right(learned: Learned, name: str) -> dict[str, bool]: # item to whether it was answered exactly; an item without an answer is left out
-    return {row["id"]: row["exact"] == "True" for row in table(learned.folder, "answers") if row["set"] == learned.named[name] and row["exact"]}
+# %% ../nbs/12_chain_judge.ipynb #12156dd4
+def right(learned: Learned, name: str) -> dict[str, bool | None]: # prompt to whether it was answered exactly; None where it has no answer
+    exact = {row["id"]: row["exact"] for row in table(learned.folder, "answers") if row["set"] == learned.named[name]}
+    return {prompt: said == "True" if said else None for prompt, said in exact.items()}
 
 def losses(done: Sequence[Learned]) -> dict[str, Loss]:
     "Of each earlier set, by the model of the last phase in `done`."
-    found = {}
-    for earlier in done[:-1]:
-        name = earlier.phase.name
-        if name not in done[-1].scores: continue # no ancestor
-        then, now = right(earlier, name), right(done[-1], name)
-        points = np.array([[100 * (then[item] - now[item]) for item in then]], dtype=float)
-        if not then: continue
-        values, samples = resample(points, np.ones_like(points), seed=0)
-        found[name] = Loss(float(values[0]), *interval(samples[0]), len(then))
-    return found
+    both = {one.phase.name: one for one in done[:-1] if one.phase.name in done[-1].scores} # others are no ancestors
+    return {name: lost for name, then in both.items() if (lost := points_lost(right(then, name), right(done[-1], name)))}
 
 def worst(found: Mapping[str, Loss]) -> tuple[str, Loss] | None: # the set that lost most
     return max(found.items(), key=lambda pair: pair[1].value, default=None)

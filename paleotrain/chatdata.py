@@ -173,7 +173,7 @@ def mixture(config: ChatdataConfig, settings: Settings) -> Made:
              "split": {"fraction": config.validation_fraction, "seed": config.seed}, "supervised": "tokens" if config.tokenizer else "bytes of answers"}
     return Made([row for _, row in mixed.rows], read.items[own], found["validation"][own], facts)
 
-# %% ../nbs/11_chatdata.ipynb #0874cc37
+# %% ../nbs/11_chatdata.ipynb #c0c29774
 def make_data(
     config: ChatdataConfig,
     folder: Path, # to be; one that is there has to hold the data set of the same parameters
@@ -181,6 +181,7 @@ def make_data(
 ) -> dict[str, Any]:
     "Write `examples.jsonl`, `evaluation.json` and `manifest.json`, for a mixture `held_out.jsonl` too; the manifest. The same to the byte each time."
     chosen = parameters(config)
+    if config.tokenizer: chosen["tokenizer"] = shown_path(locate(config.tokenizer, settings), settings)
     refuse_other(folder, chosen)
     made = mixture(config, settings) if config.generator == "mix" else generated(config, settings)
     if not made.rows: raise UserError(config.generator, "no conversation came out", "ask for more examples, or name other inputs")

@@ -6,7 +6,7 @@
 __all__ = ['DRAWN', 'prepare', 'vocabulary', 'answer_texts', 'question_texts', 'length_row', 'word_rows', 'drawn', 'look',
            'write', 'otherwise', 'judge', 'conclude']
 
-# %% ../nbs/11_chatdata_judge.ipynb #e8b1e759
+# %% ../nbs/11_chatdata_judge.ipynb #d369c4f2
 import json
 import random
 import tempfile
@@ -18,10 +18,10 @@ from typing import Any
 
 from .chatdata import ChatdataConfig, make_data, output_folder, parameters, prompt_key, prompts_in, read_inputs, refuse_other
 from .conversations import Conversation, read_conversations
-from .core import Settings, atomic_write, read_json, shown_path, write_json
+from .core import Settings, read_json, shown_path, write_json
 from .documents import ReadReport
 from .echo import reserved, words_of
-from .evaluation import claim, set_claim
+from .evaluation import claim, set_claim, write_samples
 from .instructions import Item
 from .mixture import CLOSE, asked, sides
 from .runs import Run, finish, promise, refuse_changed, write_table
@@ -64,7 +64,7 @@ def word_rows(taught: set[str], judged: set[str]) -> list[dict[str, int]]:
     by_length = [Counter(map(len, words)) for words in (taught, judged)]
     return [{"letters": n, "training": by_length[0][n], "evaluation": by_length[1][n]} for n in range(1, max(map(len, taught | judged), default=0) + 1)]
 
-# %% ../nbs/11_chatdata_judge.ipynb #a7eb3722
+# %% ../nbs/11_chatdata_judge.ipynb #2c4b6581
 DRAWN = 3 # of each kind
 
 def drawn(rows: Sequence[Conversation], items: Sequence[Item], seed: int) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ def look(run: Run, config: ChatdataConfig, rows: Sequence[Conversation], items: 
     write_table(run, "lengths", [length_row(part, texts) for part, texts in (("questions, training", question_texts(rows)), ("answers, training", taught),
                                  ("questions, evaluation", question_texts(items)), ("answers, evaluation", judged))])
     write_table(run, "words", word_rows(vocabulary(taught), vocabulary(judged)))
-    atomic_write(run.folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in drawn(rows, items, config.seed)))
+    write_samples(run, drawn(rows, items, config.seed))
     seen, new = vocabulary([*taught, *question_texts(rows)]), vocabulary(judged)
     replies: dict[str, set[str]] = defaultdict(set)
     for row in rows: replies[json.dumps(row.messages[:-1])].add(row.messages[-1]["content"])

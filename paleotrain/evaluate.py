@@ -56,9 +56,9 @@ class EvaluateConfig(PhaseConfig):
     def as_written(cls, value: Any) -> Any: # \n is a line's end
         return [part.strip().replace(r"\n", "\n") for part in value.split(";") if part.strip()] if isinstance(value, str) else value
 
-# %% ../nbs/09_evaluate.ipynb #398aaf8d
+# %% ../nbs/09_evaluate.ipynb #caf3ae9f
 def model_folder(
-    name: str, # run id, its beginning or path; or the folder of a saved model
+    name: str | None, # run id, its beginning or path; or the folder of a saved model
     settings: Settings,
     asked: str = "model", # the parameter, for the message
 ) -> Path:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Example', 'Encoded', 'encode', 'Prepared', 'on_side', 'by_source', 'prepare_examples', 'statistics', 'coloured',
-           'pack', 'ExampleMix', 'shifted', 'padded_batch', 'packed_batch', 'leak', 'nats_per_token']
+           'pack', 'turns', 'ExampleMix', 'shifted', 'padded_batch', 'packed_batch', 'leak', 'nats_per_token']
 
 # %% ../nbs/11_examples.ipynb #4f1cb33b
 import math
@@ -67,12 +67,13 @@ def encode(
         found.examples.append(Example(one.id, one.source, ids, supervised, one.kind, one.place))
     return found
 
-# %% ../nbs/11_examples.ipynb #a8e816fe
+# %% ../nbs/11_examples.ipynb #0295bb68
 @dataclass
 class Prepared:
     "The examples of a phase."
-    train: list[Example]
+    train: list[Example] # the new lesson, and what is replayed first
     validation: list[Example]
+    replay: list[Example] # all that may be replayed
     facts: dict[str, Any] # what the manifest says about them
 
 def on_side(conversations: Iterable[Conversation], side: str, fraction: float, seed: int) -> list[Conversation]:
@@ -85,7 +86,7 @@ def by_source(rows: Iterable[Any]) -> dict[str, list[Any]]:
     for row in rows: found.setdefault(row.source, []).append(row)
     return found
 
-# %% ../nbs/11_examples.ipynb #94ec99f5
+# %% ../nbs/11_examples.ipynb #ad6798df
 def prepare_examples(
     tokenizer: Any, # fast, with a chat template
     own: Sequence[Conversation], # the new lesson
@@ -112,7 +113,7 @@ def prepare_examples(
               "replay": {"asked": share, "achieved": mixed.share if mixed else 0.0}, "example": coloured(tokenizer, train),
               "split_by": f"By the hash of what is said: {fraction:.0%} validation. A conversation is on the same side in every set, so nothing replayed "
                           "was in the validation of an earlier phase that was split with this seed."}
-    return Prepared(rows, validation, facts)
+    return Prepared(rows, validation, earlier, facts)
 
 # %% ../nbs/11_examples.ipynb #dc8183b9
 def statistics(train: Sequence[Example], validation: Sequence[Example], own: set[int], context: int) -> dict[str, Any]:
@@ -134,7 +135,7 @@ def coloured(tokenizer: Any, examples: Sequence[Example]) -> dict[str, Any]:
     cuts = [0, *(np.flatnonzero(np.diff(one.supervised)) + 1).tolist(), len(one.ids)]
     return {"place": one.place, "segments": [[tokenizer.decode(one.ids[a:b]), bool(one.supervised[a])] for a, b in zip(cuts, cuts[1:], strict=False)]}
 
-# %% ../nbs/11_examples.ipynb #7af58bac
+# %% ../nbs/11_examples.ipynb #41d780ba
 def pack(lengths: Sequence[int], room: int, seed: int) -> list[list[int]]:
     "Rows of indices whose lengths sum to at most `room` each: best fit, in an order drawn by the seed."
     rows: list[list[int]] = []
@@ -147,22 +148,46 @@ def pack(lengths: Sequence[int], room: int, seed: int) -> list[list[int]]:
         left.setdefault((space or room) - lengths[i], []).append(number)
     return rows
 
+# %% ../nbs/11_examples.ipynb #69e3767a
+def turns(
+    examples: Sequence[Example], # the training side
+    replay: Sequence[Example], # all that may be replayed, those among `examples` and others
+    seed: int, # of the order of the others
+) -> dict[int, tuple[list[Example], int, int]]:
+    "For the index of each replayed example: all of its like, its place among them, and how many of them are replayed at once."
+    drawn, may = {id(example) for example in examples}, {id(example) for example in replay}
+    alike: dict[tuple[str, int, int], list[Example]] = {}
+    places: dict[tuple[str, int, int], list[int]] = {}
+    def like(example: Example) -> tuple[str, int, int]: return example.source, len(example.ids), example.learned
+    order = [replay[i] for i in np.random.default_rng(seed).permutation(len(replay))]
+    for example in sorted(order, key=lambda example: id(example) not in drawn): alike.setdefault(like(example), []).append(example) # the drawn ones first
+    for i, example in enumerate(examples):
+        if id(example) in may: places.setdefault(like(example), []).append(i)
+    return {i: (alike[kind], first, len(here)) for kind, here in places.items() for first, i in enumerate(here)}
+
+# %% ../nbs/11_examples.ipynb #4a91d25d
 class ExampleMix:
-    "What an epoch holds: rows of examples."
+    "What an epoch holds: rows of examples, those that are replayed taking turns with others."
     def __init__(self,
         examples: Sequence[Example], # the training side, replay among it
         batch_size: int, # rows in a micro-batch
         seed: int,
         room: int = 0, # tokens of a row that conversations share; 0: a row each
+        replay: Sequence[Example] = (), # all that may be replayed, those among `examples` and others
     ):
-        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self.examples, self.batch_size, self.seed, self.turns = examples, batch_size, seed, turns(examples, replay, seed)
         sizes = [len(example.ids) - 1 for example in examples] # the last token is only predicted
         self.rows = pack(sizes, room, seed) if room else [[i] for i in range(len(examples))]
         self.lengths = [sum(sizes[i] for i in row) for row in self.rows]
         self.batches_per_epoch = math.ceil(len(self.rows) / batch_size)
         self.tokens_per_epoch = sum(self.lengths)
 
-    def __getitem__(self, key: Key) -> list[Example]: return [self.examples[i] for i in self.rows[key[2]]]
+    def __getitem__(self, key: Key) -> list[Example]: return [self.at(i, key[0]) for i in self.rows[key[2]]]
+
+    def at(self, i: int, epoch: int) -> Example: # a replayed one moves on by as many as are replayed of its like
+        if i not in self.turns: return self.examples[i]
+        alike, first, step = self.turns[i]
+        return alike[(first + epoch * step) % len(alike)]
 
     def epoch(self, number: int) -> list[list[Key]]:
         "All micro-batches of one epoch, a pure function of (seed, number)."

@@ -146,11 +146,12 @@ def typeset(text: object) -> str:
 
 def filesize(count: float) -> str: return f"{number(count / 1e6)} MB" if count >= 1e6 else f"{number(count / 1e3)} KB" # of bytes
 
-# %% ../nbs/14_journal.ipynb #0c338d3b
+# %% ../nbs/14_journal.ipynb #e3e8cead
 def quantity(value: float | None, unit: str | None = "") -> str:
     "A value with its unit; a share is shown as per cent, with three digits where one decimal would say 0.0; a perplexity is a plain number."
     if unit == "share": return f"{number(100 * value)}{NARROW}%" if value and abs(value) < .001 else percent(value, signed=False)
-    return number(value) + (NARROW + unit if unit and unit != "perplexity" and value is not None else "")
+    shown = f"{value:,}".replace("-", "−") if isinstance(value, int) else number(value) # what is counted is shown as counted
+    return shown + (NARROW + unit if unit and unit != "perplexity" and value is not None else "")
 
 def spanned(value: float | None, low: float | None, high: float | None, show: Callable[[float | None], str]) -> str:
     "`value (low to high)`, the interval left out where there is none."

@@ -69,7 +69,7 @@ def fillable(own: int, replay: Mapping[str, int], share: float) -> None: # weigh
     raise UserError("replay", f"a share of {share:.1%} asked, and the sources fill {most:.1%} ({has}, the new lesson {own:,})",
                     "lower the share or name further sources")
 
-# %% ../nbs/10_mixture.ipynb #ed38a3dc
+# %% ../nbs/10_mixture.ipynb #174c05ea
 def mix(
     own: Sequence[T], # the new lesson, all of it
     replay: Mapping[str, Sequence[T]], # earlier ones by name
@@ -81,10 +81,11 @@ def mix(
     "The new lesson with earlier ones mixed in until they have `share` of the weight; the same draws from a source whatever else is replayed."
     size = sum(map(weight, own))
     left = {name: [(row, weight(row)) for row in random.Random(f"{seed}\0{name}").sample(rows, len(rows))] for name, rows in replay.items()}
-    fillable(size, {name: sum(w for _, w in rows) for name, rows in left.items()}, share)
+    sizes = {name: sum(w for _, w in rows) for name, rows in left.items()}
+    fillable(size, sizes, share)
     gap, drawn, by_source = share / (1 - share) * size, [], dict.fromkeys(replay, 0)
     while gap > .5 and any(left.values()):
-        name = min((n for n in left if left[n]), key=lambda n: (by_source[n], n))
+        name = min((n for n in left if left[n]), key=lambda n: (by_source[n] / sizes[n], n))
         row, more = left[name].pop()
         if more >= 2 * gap: continue # further from the share with it than without
         drawn.append(row); by_source[name] += more; gap -= more

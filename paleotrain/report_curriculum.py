@@ -58,11 +58,11 @@ def standing(run: RunRecord, name: str) -> str:
     word = {"running": "being trained", "finished": "trained, not judged yet"}.get(inner.status, inner.status)
     return f"{word}, at step {inner.step:,}" + (f" of {steps:,}" if isinstance(steps, int) else "")
 
-# %% ../nbs/15_report_curriculum.ipynb #1b6b4215
-def minutes(run: RunRecord) -> float: # of training in all, phases under way included, those taken over not
+# %% ../nbs/15_report_curriculum.ipynb #22e57a39
+def minutes(run: RunRecord) -> tuple[float, float]: # of training in all, phases under way included; and those of phases taken over
     rows, inner = done(run), inner_runs(run)
     begun = sum(series(one, "train", "seconds")[1][-1] / 60 for name, one in inner.items() if name not in rows and series(one, "train", "seconds")[1])
-    return sum(float(r["minutes"]) for r in rows.values() if not r.get("reused_from")) + begun
+    return sum(float(r["minutes"]) for r in rows.values()) + begun, sum(float(r["minutes"]) for r in rows.values() if r.get("reused_from"))
 
 def cell(run: RunRecord, after: str, name: str) -> dict[str, Any]: # of the matrix
     return next((r for r in run.tables.get("matrix", []) if r["after"] == after and r["set"] == name), {})
@@ -75,10 +75,10 @@ def forgotten(run: RunRecord) -> dict[str, float]:
 
 def cost(run: RunRecord) -> str:
     "Minutes and forgetting, as a clause."
-    gone = forgotten(run)
-    said = f"it took {minutes(run):.1f} minutes of training"
+    gone, (whole, before) = forgotten(run), minutes(run)
+    said = f"it took {whole:.1f} minutes of training" + (f", {before:.1f} of them in an earlier run" if before else "")
     if not gone: return said
-    worst = max(gone, key=lambda name: gone[name])
+    worst, said = max(gone, key=lambda name: gone[name]), said + "," * bool(before)
     if gone[worst] <= 0: return f"{said} and nothing was forgotten"
     return f"{said} and cost {gone[worst]:.1f} points of exact match on {worst}, the phase it forgot most of"
 

@@ -6,32 +6,28 @@
 __all__ = ['SAME', 'ScalingConfig', 'learning_rate', 'steps_of', 'rung_config', 'vocabularies', 'ladder_problems',
            'prepare_ladder', 'run_rung', 'climb']
 
-# %% ../nbs/09_scaling.ipynb #ebfe7ab8
+# %% ../nbs/09_scaling.ipynb #48924e82
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from .causal import count_parameters, solve_shape
-from .core import PhaseConfig, Settings, UserError
+from .core import Settings, UserError
 from .ladder import Rung, finished_rungs, judge_ladder, ladder_claims, ladder_tables, longest, read_rung
-from .pretrain import PretrainConfig
+from .pretrain import PretrainConfig, TextConfig
 from .pretrain_causal import judge_pretrain, load_or_make, make_tokenizer, plan_pretrain, prepare, train_pretrain
 from .runs import Run, promise
 from .starting import inner_run
 
-# %% ../nbs/09_scaling.ipynb #ebd83c1c
-class ScalingConfig(PhaseConfig):
+# %% ../nbs/09_scaling.ipynb #47b96991
+class ScalingConfig(TextConfig):
     "Parameters of a ladder."
     name: str = Field("a small ladder", description="what the ladder is called in the report")
     rungs: list[str] = Field(["llama bpe 0.3M", "llama bpe 1M", "llama bpe 3M"], min_length=1,
                              description="family, tokenizer and size of each model; several with ;")
-    corpus: list[str] = Field(["data/sample"], min_length=1, description="text: files, folders or globs (.jsonl, .txt); several with ;")
-    test_files: list[str] | None = Field(None, description="files that make the test split whole; None: by hash of the document")
-    validation_files: list[str] | None = Field(None, description="files that make the validation split whole; None: by hash of the document")
     test_fraction: float = Field(0.1, gt=0, lt=0.9, description="share of the text for the test split")
     validation_fraction: float = Field(0.05, gt=0, lt=0.9, description="share of the text for the validation split")
-    split: Literal["document", "position"] = Field("document", description="whole documents by hash, or each text by position")
     vocab_size: int = Field(1000, ge=100, description="length of the subword tokenizers; a character tokenizer has as many as the text has characters")
     tokens: int = Field(2_000_000, ge=1, description="training tokens of each rung")
     tokens_per_parameter: float | None = Field(None, gt=0, description="training tokens a parameter, not the same number for all; 20: Hoffmann et al. 2022")

@@ -81,12 +81,13 @@ def load(run: Run, config: SftConfig, data: SftData, settings: Settings) -> Load
                        "new_rows": data.new_rows}, baseline="the base model before this phase")
     return LoadedModel(loaded.model, data.tokenizer, data.base, loaded.head)
 
-# %% ../nbs/11_sft.ipynb #21131cdc
+# %% ../nbs/11_sft.ipynb #169a0b73
 def answered_replay(run: Run, config: SftConfig, data: SftData, loaded: LoadedModel, settings: Settings) -> list[Conversation]:
     "Questions of the earlier phases with the base model's answers: of each source as many as can be needed."
     file = run.folder / "replay.jsonl"
     if not file.exists():
-        found, wanted = [], config.replay_share / (1 - config.replay_share) * sum(example.learned for example in data.prepared.train)
+        own = sum(part["supervised_tokens"] for part in data.prepared.facts["sources"] if part["role"] == "own")
+        found, wanted = [], config.replay_share / (1 - config.replay_share) * own
         earlier = on_side(data.replay, "train", config.validation_fraction, config.seed)
         for source in sorted({one.source for one in earlier}):
             mine = sorted((one for one in earlier if one.source == source), key=lambda one: stable_fraction(one.place + one.id, config.seed))
@@ -103,7 +104,7 @@ def answered_replay(run: Run, config: SftConfig, data: SftData, loaded: LoadedMo
         write_conversations(file, found)
     return list(read_conversations([str(file)], settings, ReadReport()))
 
-# %% ../nbs/11_sft.ipynb #f8b7ed93
+# %% ../nbs/11_sft.ipynb #680892bc
 VALID, STOPPED, FORGOTTEN = 0.99, 0.99, 1.0 # shares of answers; points that an earlier set may lose
 
 def sft_claims(config: SftConfig) -> list[dict[str, Any]]:
@@ -127,7 +128,7 @@ def plan_sft(
     if config.replay_by == "model" and config.replay:
         data.prepared = examples_of(config, loaded.tokenizer, data.own, answered_replay(run, config, data, loaded, settings))
     facts, train_side = facts_of(data.prepared, settings), data.prepared.train
-    mix = ExampleMix(train_side, config.per_device_train_batch_size, config.seed, config.max_seq_length if config.packed else 0)
+    mix = ExampleMix(train_side, config.per_device_train_batch_size, config.seed, config.max_seq_length if config.packed else 0, data.prepared.replay)
     if config.packed: check_walls(run, loaded, mix)
     plan = make_plan(config, mix.tokens_per_epoch, mix.batches_per_epoch, parameter_count(loaded.model))
     plan.problems += [f"{len(items)} prompts of {name} are too few to decide a claim (20 are needed)" for name, items in data.sets.items() if len(items) < 20]

@@ -184,18 +184,6 @@ def test_what_is_refused_in_one_line(runs, lessons, tmp_path, given, message):
     assert not (tmp_path / "new").exists() and (tmp_path / "mine/notes.txt").read_text() == "mine"
 
 
-def test_parameters_cell_and_model_name_the_same_parameters():
-    from papermill.inspection import _infer_parameters
-    from papermill.iorw import load_notebook_node
-
-    from paleotrain.chatdata import ChatdataConfig
-    from paleotrain.core import RUN_PARAMETERS
-    found = _infer_parameters(load_notebook_node(str(ROOT / "nbs/run_chatdata.ipynb")))
-    assert sorted(p.name for p in found) == sorted([*RUN_PARAMETERS, *ChatdataConfig.model_fields])
-    for p in found:
-        if p.name in ChatdataConfig.model_fields: assert p.help == ChatdataConfig.model_fields[p.name].description, p.name
-
-
 def test_the_presets_are_of_this_phase():
     from paleotrain.chatdata import ChatdataConfig, parameters
     from paleotrain.core import load_settings, presets, resolve

@@ -221,15 +221,3 @@ def test_a_reference_prompt_in_the_data_is_refused(runs, place, tmp_path):
     said = re.escape("data/alpha/examples.jsonl:1: holds the reference prompt 'Say hello.'")
     with pytest.raises(UserError, match=said): begun(chain=chain, base_model=place / "base")
     leave_run()
-
-
-def test_parameters_cell_and_model_name_the_same_parameters():
-    from papermill.inspection import _infer_parameters
-    from papermill.iorw import load_notebook_node
-
-    from paleotrain.core import RUN_PARAMETERS
-    from paleotrain.curriculum import CurriculumConfig
-    found = _infer_parameters(load_notebook_node(str(ROOT / "nbs/run_curriculum.ipynb")))
-    assert [p.name for p in found] == [*RUN_PARAMETERS, *CurriculumConfig.model_fields]
-    for p in found:
-        if p.name in CurriculumConfig.model_fields: assert p.help == CurriculumConfig.model_fields[p.name].description, p.name

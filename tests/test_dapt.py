@@ -118,20 +118,6 @@ def test_a_killed_run_is_interrupted_and_resumable(runs):
     assert steps == list(range(1, 41)), json.loads((folder / "manifest.json").read_text())["terminal"]
 
 
-def test_parameters_cell_and_model_name_the_same_parameters():
-    from papermill.inspection import _infer_parameters
-    from papermill.iorw import load_notebook_node
-
-    from paleotrain.core import RUN_PARAMETERS
-    from paleotrain.dapt import DaptConfig
-    from paleotrain.pretrain import PretrainConfig
-    for phase, config in (("dapt", DaptConfig), ("pretrain", PretrainConfig)):
-        found = _infer_parameters(load_notebook_node(str(ROOT / f"nbs/run_{phase}.ipynb")))
-        assert [p.name for p in found] == [*RUN_PARAMETERS, *config.model_fields], phase
-        for p in found:
-            if p.name in config.model_fields: assert p.help == config.model_fields[p.name].description, p.name
-
-
 def test_find_run_by_the_beginning_of_its_id(runs):
     from paleotrain.core import load_settings
     (runs / "dapt-20260101-000000-abcd").mkdir(parents=True)

@@ -121,13 +121,6 @@ def test_command_leaves_corpora_manifests_and_a_report(runs, tmp_path, monkeypat
     assert events(folder)[0]["status"] == "started" and not (tmp_path / "data/work").exists() or not list((tmp_path / "data/work").iterdir())
 
 
-def test_parameters_cell_and_model_name_the_same_parameters():
-    cell = next(c for c in read_json(ROOT / "nbs/run_prepare.ipynb")["cells"] if "parameters" in c["metadata"].get("tags", []))
-    found = {line.split(":")[0]: line.split("  # ", 1)[1].strip() for line in cell["source"] if ":" in line}
-    fields = {name: field.description for name, field in PrepareConfig.model_fields.items()}
-    assert {name: found[name] for name in fields} == fields and set(found) == {*fields, "preset", "resume"}
-
-
 def test_twice_and_in_another_order_the_same_bytes(prepared, tmp_path, monkeypatch):
     """Three folders; then the same, named in another order; then with a folder split into other files."""
     for part in "abc": write_jsonl(tmp_path / "in" / part / "text.jsonl", rows(60, part) + rows(5, "shared"))

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import ROOT, command, events, killed_at, only_run, options
+from conftest import command, events, killed_at, only_run, options
 
 MICRO = {"rungs": "llama bpe 15k;llama bpe 40k;llama bpe 60k", "corpus": "data/sample", "test_fraction": 0.3, "validation_fraction": 0.1, "vocab_size": 300,
          "tokens": 2048, "max_seq_length": 32, "per_device_train_batch_size": 16, "evaluations": 2, "eval_words": 60, "test_words": 300}
@@ -115,15 +115,3 @@ def test_bad_ladders_are_refused_in_one_line(runs, given, said):
         prepare_ladder(run, config, load_settings())
     leave_run()
     assert not list(runs.glob("*/rungs/*"))
-
-
-def test_parameters_cell_and_model_name_the_same_parameters():
-    from papermill.inspection import _infer_parameters
-    from papermill.iorw import load_notebook_node
-
-    from paleotrain.core import RUN_PARAMETERS
-    from paleotrain.scaling import ScalingConfig
-    found = _infer_parameters(load_notebook_node(str(ROOT / "nbs/run_scaling.ipynb")))
-    assert [p.name for p in found] == [*RUN_PARAMETERS, *ScalingConfig.model_fields]
-    for p in found:
-        if p.name in ScalingConfig.model_fields: assert p.help == ScalingConfig.model_fields[p.name].description, p.name

@@ -3,7 +3,7 @@ import json
 import re
 
 import pytest
-from conftest import ROOT, command, events, only_run, options
+from conftest import command, events, only_run, options
 
 
 @pytest.fixture
@@ -96,15 +96,3 @@ def test_empty_files_are_refused_before_anything_is_trained(runs, tmp_path):
         run, config = open_run("tokenizer", TokenizerConfig, given, load_settings())
         with pytest.raises(UserError, match=message): prepare(run, config, load_settings())
     leave_run()
-
-
-def test_parameters_cell_and_model_name_the_same_parameters():
-    from papermill.inspection import _infer_parameters
-    from papermill.iorw import load_notebook_node
-
-    from paleotrain.core import RUN_PARAMETERS
-    from paleotrain.tokenize import TokenizerConfig
-    found = _infer_parameters(load_notebook_node(str(ROOT / "nbs/run_tokenizer.ipynb")))
-    assert [p.name for p in found] == [*RUN_PARAMETERS, *TokenizerConfig.model_fields]
-    for p in found:
-        if p.name in TokenizerConfig.model_fields: assert p.help == TokenizerConfig.model_fields[p.name].description, p.name
