@@ -25,7 +25,7 @@ from .metrics import restored
 
 if TYPE_CHECKING: from transformers import PreTrainedModel
 
-# %% ../nbs/11_answers.ipynb #0f3bff85
+# %% ../nbs/11_answers.ipynb #9903633d
 @dataclass
 class Answer:
     "One answer, and what is known of it."
@@ -39,8 +39,8 @@ class Answer:
     valid: bool # ended by its closing tag, no other tag inside
     exact: bool | None # valid and the expected text; None: nothing is expected
     same_letters: bool | None # valid and the expected text but for case
-    strict: bool | None # follows its checks as it stands; None: it has none
-    loose: bool | None # in some variant
+    strict: bool | None # valid, and follows its checks as it stands; None: it has none
+    loose: bool | None # valid, and follows them in some variant
 
 def judged(
     tokenizer: Any, # with chat tags
@@ -58,7 +58,7 @@ def judged(
     own = unicodedata.normalize("NFC", text)
     return Answer(item.id, item.kind, item.messages[-1]["content"], item.answer, text, len(ids), "tag" if closed else "length", valid,
                   None if meant is None else valid and own == meant, None if meant is None else valid and own.casefold() == meant.casefold(),
-                  strict(item.checks, text) if item.checks else None, loose(item.checks, text) if item.checks else None)
+                  valid and strict(item.checks, text) if item.checks else None, valid and loose(item.checks, text) if item.checks else None)
 
 # %% ../nbs/11_answers.ipynb #2359e22c
 def prompts_by_length(

@@ -6,7 +6,7 @@
 __all__ = ['DRAWN', 'prepare', 'vocabulary', 'answer_texts', 'question_texts', 'length_row', 'word_rows', 'drawn', 'look',
            'write', 'otherwise', 'judge', 'conclude']
 
-# %% ../nbs/11_chatdata_judge.ipynb #d369c4f2
+# %% ../nbs/11_chatdata_judge.ipynb #8241f206
 import json
 import random
 import tempfile
@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from .chatdata import ChatdataConfig, make_data, output_folder, parameters, prompt_key, prompts_in, read_inputs, refuse_other
+from .chatdata import ChatdataConfig, as_shown, make_data, output_folder, prompt_keys, prompts_in, read_inputs, refuse_other
 from .conversations import Conversation, read_conversations
 from .core import Settings, read_json, shown_path, write_json
 from .documents import ReadReport
@@ -26,10 +26,10 @@ from .instructions import Item
 from .mixture import CLOSE, asked, sides
 from .runs import Run, finish, promise, refuse_changed, write_table
 
-# %% ../nbs/11_chatdata_judge.ipynb #630cbc0c
+# %% ../nbs/11_chatdata_judge.ipynb #3ef6adf7
 def prepare(run: Run, config: ChatdataConfig, settings: Settings) -> Path:
     "The folder to be written, free for it; what is promised is written."
-    folder, chosen = output_folder(config, settings), parameters(config)
+    folder, chosen = output_folder(config, settings), as_shown(config, settings)
     refuse_other(folder, chosen)
     run.update(title=f"Chat data: {folder.name}", output=shown_path(folder, settings))
     if (run.folder / "claims.json").exists(): return folder
@@ -117,23 +117,24 @@ def otherwise(config: ChatdataConfig, folder: Path, settings: Settings) -> list[
         make_data(config, again, settings)
         return [path.name for path in again.iterdir() if not (folder / path.name).is_file() or path.read_bytes() != (folder / path.name).read_bytes()]
 
-# %% ../nbs/11_chatdata_judge.ipynb #1bb08b79
+# %% ../nbs/11_chatdata_judge.ipynb #ee5dfe19
 def judge(run: Run, config: ChatdataConfig, folder: Path, settings: Settings) -> list[dict[str, Any]]:
     "The claims, counted in the folder's files."
     rows, claims = list(read_conversations([str(folder / "examples.jsonl")], settings, ReadReport())), read_json(run.folder / "claims.json")
     def settle(name: str, value: float, n: int, limit: float = 0) -> None: set_claim(claims, name, value, value <= limit, n)
-    different, prompts = otherwise(config, folder, settings), {prompt_key(item) for item in prompts_in(folder)}
+    different, prompts = otherwise(config, folder, settings), {prompt_keys(item)[-1] for item in prompts_in(folder)}
     settle("deterministic", len(different), len(list(folder.iterdir())))
     settle("distinct", len(rows) - len({json.dumps(row.messages, sort_keys=True) for row in rows}), len(rows))
     if config.generator == "mix":
         read = read_inputs(config, settings)
-        prompts |= {prompt_key(item) for items in read.items.values() for item in items}
+        prompts |= {prompt_keys(item)[-1] for items in read.items.values() for item in items}
         held = {asked(row.messages) for found in sides(read.rows, config.validation_fraction, config.seed)["validation"].values() for row in found}
         settle("held_out", sum(asked(row.messages) in held for row in rows), len(rows))
         replay = run.manifest["data"]["replay"]
         settle("replay_share", round(100 * abs(replay["achieved"] - replay["asked"]), 2), len(rows), 100 * CLOSE)
     else: settle("reserved", sum(reserved(*(m["content"] for m in row.messages)) for row in rows), len(rows))
-    settle("no_evaluation", sum(prompt_key(row) in prompts for row in rows), len(rows))
+    if prompts: settle("no_evaluation", sum(not prompts.isdisjoint(prompt_keys(row)) for row in rows), len(rows))
+    else: set_claim(claims, "no_evaluation", None, None, note="it has no evaluation prompts")
     for one in claims: one |= {"low": None, "high": None} # all were counted
     write_json(run.folder / "claims.json", claims)
     return list(claims)

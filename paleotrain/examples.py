@@ -86,7 +86,7 @@ def by_source(rows: Iterable[Any]) -> dict[str, list[Any]]:
     for row in rows: found.setdefault(row.source, []).append(row)
     return found
 
-# %% ../nbs/11_examples.ipynb #ad6798df
+# %% ../nbs/11_examples.ipynb #6e69aa0b
 def prepare_examples(
     tokenizer: Any, # fast, with a chat template
     own: Sequence[Conversation], # the new lesson
@@ -112,7 +112,7 @@ def prepare_examples(
     facts |= {"duplicates": sum(side.duplicates for side in sides), "left_out": {"too long": sum(side.too_long for side in sides)},
               "replay": {"asked": share, "achieved": mixed.share if mixed else 0.0}, "example": coloured(tokenizer, train),
               "split_by": f"By the hash of what is said: {fraction:.0%} validation. A conversation is on the same side in every set, so nothing replayed "
-                          "was in the validation of an earlier phase that was split with this seed."}
+                          "was in the validation of an earlier phase that was split with this seed and no larger share."}
     return Prepared(rows, validation, earlier, facts)
 
 # %% ../nbs/11_examples.ipynb #dc8183b9
@@ -148,24 +148,25 @@ def pack(lengths: Sequence[int], room: int, seed: int) -> list[list[int]]:
         left.setdefault((space or room) - lengths[i], []).append(number)
     return rows
 
-# %% ../nbs/11_examples.ipynb #69e3767a
+# %% ../nbs/11_examples.ipynb #d6ab10ce
 def turns(
     examples: Sequence[Example], # the training side
     replay: Sequence[Example], # all that may be replayed, those among `examples` and others
     seed: int, # of the order of the others
+    as_long: bool = False, # only for others of the same length
 ) -> dict[int, tuple[list[Example], int, int]]:
     "For the index of each replayed example: all of its like, its place among them, and how many of them are replayed at once."
     drawn, may = {id(example) for example in examples}, {id(example) for example in replay}
     alike: dict[tuple[str, int, int], list[Example]] = {}
     places: dict[tuple[str, int, int], list[int]] = {}
-    def like(example: Example) -> tuple[str, int, int]: return example.source, len(example.ids), example.learned
+    def like(example: Example) -> tuple[str, int, int]: return example.source, example.learned, len(example.ids) if as_long else 0
     order = [replay[i] for i in np.random.default_rng(seed).permutation(len(replay))]
     for example in sorted(order, key=lambda example: id(example) not in drawn): alike.setdefault(like(example), []).append(example) # the drawn ones first
     for i, example in enumerate(examples):
         if id(example) in may: places.setdefault(like(example), []).append(i)
     return {i: (alike[kind], first, len(here)) for kind, here in places.items() for first, i in enumerate(here)}
 
-# %% ../nbs/11_examples.ipynb #4a91d25d
+# %% ../nbs/11_examples.ipynb #9e38e4fd
 class ExampleMix:
     "What an epoch holds: rows of examples, those that are replayed taking turns with others."
     def __init__(self,
@@ -175,12 +176,12 @@ class ExampleMix:
         room: int = 0, # tokens of a row that conversations share; 0: a row each
         replay: Sequence[Example] = (), # all that may be replayed, those among `examples` and others
     ):
-        self.examples, self.batch_size, self.seed, self.turns = examples, batch_size, seed, turns(examples, replay, seed)
+        self.examples, self.batch_size, self.seed, self.turns = examples, batch_size, seed, turns(examples, replay, seed, bool(room))
         sizes = [len(example.ids) - 1 for example in examples] # the last token is only predicted
         self.rows = pack(sizes, room, seed) if room else [[i] for i in range(len(examples))]
         self.lengths = [sum(sizes[i] for i in row) for row in self.rows]
         self.batches_per_epoch = math.ceil(len(self.rows) / batch_size)
-        self.tokens_per_epoch = sum(self.lengths)
+        self.tokens_per_epoch = sum(self.lengths) # of the first; others differ by what stands in
 
     def __getitem__(self, key: Key) -> list[Example]: return [self.at(i, key[0]) for i in self.rows[key[2]]]
 
@@ -193,7 +194,8 @@ class ExampleMix:
         "All micro-batches of one epoch, a pure function of (seed, number)."
         rng = np.random.default_rng((self.seed, number))
         order, pool = rng.permutation(len(self.rows)).tolist(), 50 * self.batch_size
-        pooled = [i for at in range(0, len(order), pool) for i in sorted(order[at:at + pool], key=lambda i: -self.lengths[i])]
+        lengths = [sum(len(example.ids) for example in self[number, 0, i]) for i in range(len(self.rows))]
+        pooled = [i for at in range(0, len(order), pool) for i in sorted(order[at:at + pool], key=lambda i: -lengths[i])]
         batches = [[(number, 0, i) for i in pooled[at:at + self.batch_size]] for at in range(0, len(pooled), self.batch_size)]
         return [batches[i] for i in rng.permutation(len(batches))]
 

@@ -115,7 +115,7 @@ def check_checks(
         unknown = sorted(set(check) - {"id", name})
         if unknown: raise UserError(place, f"the check {check['id']} has a field {unknown[0]!r}", f"it knows {name or 'no other than id'}")
 
-# %% ../nbs/10_instructions.ipynb #8425f418
+# %% ../nbs/10_instructions.ipynb #717e6548
 def _messages(entry: Mapping[str, Any], place: str) -> tuple[Message, ...]:
     "The conversation up to the user's turn, from `messages` or from `prompt` and `system`."
     if ("prompt" in entry) == ("messages" in entry):
@@ -135,6 +135,9 @@ def _item(entry: Any, number: int, file: Path) -> Item:
     for name, types in (("id", str | int), ("answer", str | None), ("kind", str), ("system", str)):
         if name in entry and (not isinstance(entry[name], types) or entry[name] is True):
             raise UserError(place, f"{name} is {entry[name]!r}", "write a text in quotation marks")
+        if any("\ud800" <= c <= "\udfff" for c in str(entry.get(name, ""))): raise UserError(place, f"{name} has half a character", "mend the text")
+    if entry.get("answer") == "": raise UserError(place, "its answer is empty", "write the one right answer, or leave the field out where there are many")
+    if entry.get("kind") == "all": raise UserError(place, "its kind is called all, as the figures of every kind together are", "call it something else")
     checks = entry.get("checks", [])
     check_checks(checks, place)
     return Item(str(entry.get("id", number)), _messages(entry, place), entry.get("answer"), entry.get("kind", ""), tuple(checks))

@@ -18,7 +18,7 @@ from .core import UserError, stable_fraction
 
 T = TypeVar("T")
 
-# %% ../nbs/10_mixture.ipynb #fcfd0d17
+# %% ../nbs/10_mixture.ipynb #e70e4b87
 def asked(messages: Sequence[Message]) -> str:
     "What the user says in a conversation; two with the same questions are the same to a split."
     return json.dumps([message["content"] for message in messages if message["role"] == "user"], ensure_ascii=False)
@@ -32,8 +32,8 @@ def split_of(
     fraction: float, # of the conversations, for validation
     seed: int, # another seed, another split
 ) -> str:
-    "`train` or `validation`, by the hash of the user's turns: the same in every set, in any order, on every machine."
-    return "validation" if stable_fraction(asked(messages), seed) < fraction else "train"
+    "`train` or `validation`, by the hash of the user's first turn: the same in every set, in any order, on every machine."
+    return "validation" if stable_fraction(questions(messages)[0], seed) < fraction else "train"
 
 # %% ../nbs/10_mixture.ipynb #0dae703b
 def sides(

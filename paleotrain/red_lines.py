@@ -42,7 +42,7 @@ class Crossing:
 
 DONE = 0.5 # share of exact answers above which a loss that no longer falls has done its work
 
-# %% ../nbs/11_red_lines.ipynb #c6894620
+# %% ../nbs/11_red_lines.ipynb #61f15f54
 def crossings(
     history: Sequence[Mapping[str, Any]], # eval events in order of steps; a figure that is None or absent is not known
     limits: RedLines,
@@ -57,7 +57,7 @@ def crossings(
     if None not in base and not base[0] <= (worst := max(base[1:]) + limits.base_perplexity):
         line("base_perplexity", base[0], worst, "General text costs {:.2f} nats a token, {:.2f} before this phase and {:.2f} by a unigram model,".format(*base))
     loss: list[Any] = [now.get(name) for name in ("train_loss", "first_loss")]
-    if None not in loss and not loss[0] <= (most := limits.loss_stuck * loss[1]) and (exact or 0) < DONE:
+    if None not in loss and not loss[0] <= (most := limits.loss_stuck * loss[1]) and exact is not None and exact < DONE:
         line("loss_stuck", loss[0], most, f"The training loss is {loss[0]:.3f} nats, {loss[0] / loss[1]:.0%} of the {loss[1]:.3f} it began with,")
     if valid is not None and valid < limits.malformed_tags:
         line("malformed_tags", valid, limits.malformed_tags, f"Only {valid:.0%} of the answers are ended by their closing tag with no other tag inside")
@@ -73,7 +73,7 @@ def crossed(history: Sequence[Mapping[str, Any]], limits: RedLines) -> Crossing 
     others = f" Also crossed: {', '.join(line.name for line in found[1:])}." if found[1:] else ""
     return replace(found[0], said=found[0].said + others) if found else None
 
-# %% ../nbs/11_red_lines.ipynb #ae82f638
+# %% ../nbs/11_red_lines.ipynb #6554237e
 GAP, RIGHT, SLOW = 1.5, 0.8, 0.1 # held-out over training loss; exact answers that are most of them; fall between two evaluations that is slow
 
 def no_reason(
@@ -84,7 +84,7 @@ def no_reason(
     now, past = history[-1], history[-2] if len(history) > 1 else {}
     nats, loss, exact, before, earlier = (*(now.get(name) for name in ("nats", "train_loss", "exact")), past.get("nats"), past.get("exact"))
     found = []
-    if nats is not None and loss is not None and nats > GAP * loss and (exact or 0) >= (earlier or 0):
+    if nats is not None and loss is not None and nats > GAP * loss and (exact or 0) >= (earlier or 0) and not now.get("replayed"):
         found.append(f"Generalisation gap: held-out conversations cost {nats:.3f} nats a token and those trained on {loss:.3f}, "
                      f"while exact answers are {'not counted' if exact is None else f'at {exact:.0%}'} and no fewer than before. "
                      "More varied data closes it, a restart does not.")

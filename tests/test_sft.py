@@ -107,7 +107,7 @@ def test_run_sft_from_conversations_to_a_report(runs, given):
     assert len([e for e in events(folder) if e["kind"] == "sample" and e["step"] == 4]) == 4
     claims = {c["id"]: c for c in json.loads((folder / "claims.json").read_text())}
     assert list(claims) == ["exact_match", "tag_validity", "stop_rate", "forgetting_points", "no_red_line"]
-    assert (claims["exact_match"]["n"], claims["forgetting_points"]["verdict"], claims["no_red_line"]["verdict"]) == (25, "NOT RUN", "PASS")
+    assert (claims["exact_match"]["n"], claims["forgetting_points"]["verdict"], claims["no_red_line"]["verdict"]) == (25, "NOT RUN", "NOT RUN")
     answers = table(folder, "answers")
     assert len(answers) == 25 and sum(row["exact"] == "True" for row in answers) == round(25 * claims["exact_match"]["value"])
     assert (folder / "report.html").exists()
