@@ -4,21 +4,22 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'Figures', 'COPIES', 'COPIES_LOW', 'COPIES_ITEMS', 'Learned', 'read_phase', 'minutes_of', 'red_line',
-           'right', 'losses', 'worst', 'gate_rows', 'gate_said', 'stop_reason', 'matrix_rows', 'phase_row',
-           'chain_tables', 'chain_claims', 'copying', 'forgetting', 'judged_chain']
+           'unwatched', 'right', 'known', 'losses', 'worst', 'gate_rows', 'gate_said', 'stop_reason', 'matrix_rows',
+           'phase_row', 'chain_tables', 'chain_claims', 'copying', 'forgetting', 'judged_chain']
 
-# %% ../nbs/12_chain_judge.ipynb #9910abcc
+# %% ../nbs/12_chain_judge.ipynb #c7bb6097
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .answers import wilson
 from .chain import Chain, Phase
 from .core import read_json
-from .evaluation import claim, set_claim
+from .evaluation import claim, set_claim, verdict
 from .ladder import table
 from .runs import Run, read_events, write_table
-from .sft_judge import Loss, points_lost
+from .sft_judge import Loss, forgetting_verdict, points_lost
 
 # %% ../nbs/12_chain_judge.ipynb #997e9976
 COLUMNS = ("n", "exact", "exact_low", "exact_high", "valid", "stopped", "case") # of the matrix
@@ -42,7 +43,7 @@ def read_phase(chain: Chain, phase: Phase, folder: Path) -> Learned:
     scores = {name: {c: float(row[c]) if row[c] else None for c in (*COLUMNS, "strict", "loose")} for name, row in sets.items()}
     return Learned(phase, folder, scores, {name: row["set"] for name, row in sets.items()})
 
-# %% ../nbs/12_chain_judge.ipynb #f7e6b8f3
+# %% ../nbs/12_chain_judge.ipynb #19e1d284
 def minutes_of(folder: Path) -> float:
     "Minutes from the first to the last event of each attempt: all a phase takes, but for what a kill has cost."
     spans: dict[int, list[float]] = {}
@@ -52,10 +53,18 @@ def minutes_of(folder: Path) -> float:
 def red_line(folder: Path) -> str: # what was crossed, with the sentence that was said; empty where nothing was
     return next((f"{event['name']}: {event['said']}" for event in read_events(folder) if event["kind"] == "red_line"), "")
 
-# %% ../nbs/12_chain_judge.ipynb #12156dd4
+def unwatched(learned: Learned) -> str: # that no evaluation came late enough for red lines to be looked at; empty where one did
+    after = learned.manifest["config"]["after_steps"]["value"]
+    last = max((event["step"] for event in read_events(learned.folder) if event["kind"] == "eval"), default=0)
+    return "" if last >= after else f"{learned.phase.name} not looked at before step {after:,}"
+
+# %% ../nbs/12_chain_judge.ipynb #a5699ca8
 def right(learned: Learned, name: str) -> dict[str, bool | None]: # prompt to whether it was answered exactly; None where it has no answer
     exact = {row["id"]: row["exact"] for row in table(learned.folder, "answers") if row["set"] == learned.named[name]}
     return {prompt: said == "True" if said else None for prompt, said in exact.items()}
+
+def known(learned: Learned, name: str) -> list[bool]: # whether each prompt that has an answer was answered exactly
+    return [said for said in right(learned, name).values() if said is not None]
 
 def losses(done: Sequence[Learned]) -> dict[str, Loss]:
     "Of each earlier set, by the model of the last phase in `done`."
@@ -65,7 +74,7 @@ def losses(done: Sequence[Learned]) -> dict[str, Loss]:
 def worst(found: Mapping[str, Loss]) -> tuple[str, Loss] | None: # the set that lost most
     return max(found.items(), key=lambda pair: pair[1].value, default=None)
 
-# %% ../nbs/12_chain_judge.ipynb #fe163e07
+# %% ../nbs/12_chain_judge.ipynb #a6f8c61f
 def gate_rows(done: Sequence[Learned]) -> list[dict[str, Any]]:
     "What the last phase in `done` had to reach, and did."
     last, lost, rows = done[-1], worst(losses(done)), []
@@ -74,14 +83,14 @@ def gate_rows(done: Sequence[Learned]) -> list[dict[str, Any]]:
         found = (lost[1].value if lost else None) if gate == "forgetting" else own[gate]
         held = found is not None and (found <= wanted if gate == "forgetting" else found >= wanted)
         rows.append({"phase": last.phase.name, "gate": gate, "wanted": wanted, "found": found, "held": held,
-                     "n": (lost[1].n if lost else None) if gate == "forgetting" else own["n"]})
+                     "n": (lost[1].n if lost else None) if gate == "forgetting" else len(known(last, last.phase.name)) if gate == "exact" else own["n"]})
     return rows
 
 def gate_said(row: Mapping[str, Any]) -> str:
     "A gate in a line, such as `exact 0.9133, at least 0.95 wanted (n = 600)`."
-    side, unit = ("at most", " points") if row["gate"] == "forgetting" else ("at least", "")
+    side, unit, since = ("at most", " points", ", counted since the end of the set's own phase") if row["gate"] == "forgetting" else ("at least", "", "")
     found = "not measured" if row["found"] is None else f"{row['found']:.4g}"
-    return f"{row['gate']} {found}, {side} {row['wanted']:g}{unit} wanted (n = {row['n'] or 0:.0f})"
+    return f"{row['gate']} {found}, {side} {row['wanted']:g}{unit} wanted{since} (n = {row['n'] or 0:.0f})"
 
 def stop_reason(done: Sequence[Learned]) -> str:
     "Why the chain ends after the last phase in `done`; empty where it goes on."
@@ -117,7 +126,7 @@ def chain_tables(run: Run, chain: Chain, done: Sequence[Learned]) -> list[dict[s
         write_table(run, name, found)
     return rows
 
-# %% ../nbs/12_chain_judge.ipynb #2abb176c
+# %% ../nbs/12_chain_judge.ipynb #97d99f2d
 COPIES, COPIES_LOW, COPIES_ITEMS = 0.99, 0.97, 500
 
 def chain_claims(chain: Chain, minutes: float | None) -> list[dict[str, Any]]:
@@ -128,52 +137,61 @@ def chain_claims(chain: Chain, minutes: float | None) -> list[dict[str, Any]]:
                   f"{number} of {number}", unit="prompts"),
             claim("gibberish_exact_match", "Copies what it has never seen", f"exact match of the last model on the evaluation of {copies or 'a copying phase'}",
                   f">= {COPIES:.0%}, interval from {COPIES_LOW:.0%} up", unit="share"),
-            claim("forgetting_points", "Forgets nothing on the way", "points of exact match that an earlier phase's set has lost at the end, the largest loss",
-                  "<= 1 point", unit="points"),
+            claim("forgetting_points", "Forgets nothing on the way", "points of exact match that an earlier phase's set has lost since the end of its "
+                  "own phase; every set is judged, the largest loss shown", "<= 1 point", unit="points"),
             claim("no_red_line", "No phase goes wrong", "phases that crossed a red line", "= 0", unit="phases"),
             claim("gates", "Every phase reaches what it has to", "gates that were missed", "= 0", unit="gates"),
             claim("training_time", "Trains in the time given", "all phases with their evaluations", limit, unit="min")]
 
-# %% ../nbs/12_chain_judge.ipynb #806d74f7
-def copying(entry: dict[str, Any], figures: Figures) -> None:
-    "The result of the claim on copying."
-    value, low, n = figures["exact"], figures["exact_low"], int(figures["n"] or 0)
-    entry |= {"value": value, "low": low, "high": figures["exact_high"], "n": n, "note": f"fewer than {COPIES_ITEMS} items" if n < COPIES_ITEMS else ""}
-    if value is None or low is None: return
+# %% ../nbs/12_chain_judge.ipynb #e9fdf63d
+def copying(entry: dict[str, Any], answers: Sequence[bool], seen: int) -> None:
+    "The result of the claim on copying, by the prompts that have an answer; `seen` of all prompts stand in training data."
+    n = len(answers)
+    said = [f"{seen} of its prompts stand in training data" if seen else "", f"fewer than {COPIES_ITEMS} items" if n < COPIES_ITEMS else ""]
+    entry |= {"n": n, "note": "; ".join(filter(None, said))}
+    if not n: return
+    value, (low, high) = sum(answers) / n, wilson(sum(answers), n)
     few = n < COPIES_ITEMS or low < COPIES_LOW
-    entry["verdict"] = "FAIL" if value < COPIES else "INCONCLUSIVE" if few else "PASS"
+    entry |= {"value": value, "low": low, "high": high, "verdict": "INCONCLUSIVE" if seen else "FAIL" if value < COPIES else "INCONCLUSIVE" if few else "PASS"}
 
 def forgetting(entry: dict[str, Any], found: Mapping[str, Loss], most: float = 1.0) -> None:
-    "The result of the claim on forgetting."
+    "The result of the claim on forgetting: the figures of the set that lost most, and the verdict on all of them."
     name_loss = worst(found)
     if name_loss is None: entry |= {"note": "one phase: nothing was there to forget"}; return
     name, loss = name_loss
-    entry |= {"value": loss.value, "low": loss.low, "high": loss.high, "n": loss.n, "note": f"the set of {name}",
-              "verdict": "PASS" if loss.high <= most else "FAIL" if loss.low > most else "INCONCLUSIVE"}
+    verdicts = {one: verdict(lost.low, lost.high, most, lost.n) for one, lost in found.items()}
+    told = ", ".join(f"{one} {said} (n = {found[one].n})" for one, said in verdicts.items() if said != "PASS")
+    entry |= {"value": loss.value, "low": loss.low, "high": loss.high, "n": loss.n, "note": f"{name} lost most{f'; {told}' if told else ''}",
+              "verdict": forgetting_verdict(found, most)}
 
+# %% ../nbs/12_chain_judge.ipynb #6239f74d
 def judged_chain(
     chain: Chain,
     claims: list[dict[str, Any]], # as promised; changed in place
     done: Sequence[Learned],
     samples: Sequence[Mapping[str, Any]], # prompt, expected, answers by model
     minutes: float | None, # given for all phases
+    seen: Mapping[str, int], # evaluation prompts that stand in training data, by phase
 ) -> list[dict[str, Any]]:
     "The claims with their results."
     parts, ended = [done[:n + 1] for n in range(len(done))], len(done) == len(chain.phases) and not stop_reason(done)
     gates, crossed = [row for part in parts for row in gate_rows(part)], [red_line(learned.folder).split(":")[0] for learned in done]
     missed, left = sum(not row["held"] for row in gates), [phase.name for phase in chain.phases[len(done):]]
     note, by_id = f"not reached: {', '.join(left)}" if left else "", {entry["id"]: entry for entry in claims}
-    lines, said = sum(map(bool, crossed)), ", ".join(filter(None, (*crossed, note)))
+    idle = [said for learned in done if (said := unwatched(learned))] if ended else []
+    lines, said = sum(map(bool, crossed)), ", ".join(filter(None, (*crossed, *idle, note)))
     set_claim(claims, "no_red_line", lines, False if lines else True if ended else None, len(done), note=said)
+    if idle: by_id["no_red_line"]["verdict"] = "INCONCLUSIVE"
     set_claim(claims, "gates", missed, False if missed else True if ended and gates else None, len(gates), note=note)
-    taken = sum(minutes_of(learned.folder) for learned in done)
-    set_claim(claims, "training_time", taken if minutes else None, taken <= minutes if minutes and ended else None, note=note)
+    taken, over = sum(minutes_of(learned.folder) for learned in done), sum(bool(learned.manifest.get("reused_from")) for learned in done)
+    there = f"{over} phases taken over, with their minutes there" if over else ""
+    set_claim(claims, "training_time", taken if minutes else None, taken <= minutes if minutes and ended else None, note="; ".join(filter(None, (there, note))))
     for name in ("reference_prompts", "gibberish_exact_match", "forgetting_points"): by_id[name]["note"] = "the chain did not reach its end"
     if not ended: return claims
     last, copies = done[-1], next((phase.name for phase in chain.phases if phase.copies), "")
     exact = sum(sample["answers"][last.phase.name] == sample["expected"] for sample in samples)
     set_claim(claims, "reference_prompts", exact, exact == len(samples), len(samples))
-    if copies in last.scores: copying(by_id["gibberish_exact_match"], last.scores[copies])
+    if copies in last.scores: copying(by_id["gibberish_exact_match"], known(last, copies), seen[copies])
     else: by_id["gibberish_exact_match"]["note"] = "the last model comes from no phase that copies unseen words alone"
     forgetting(by_id["forgetting_points"], losses(done))
     return claims

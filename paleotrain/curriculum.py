@@ -7,7 +7,7 @@ __all__ = ['CurriculumConfig', 'phase_data', 'PhaseFiles', 'read_files', 'seen',
            'chain_inputs', 'plan_line', 'prepare_chain', 'phase_place', 'phase_config', 'check_phases', 'key_of',
            'seal', 'train_phase', 'teach', 'Stopped', 'reference_answers', 'judge_chain', 'run_chain', 'report_stop']
 
-# %% ../nbs/12_curriculum.ipynb #5667b9e3
+# %% ../nbs/12_curriculum.ipynb #a441954e
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from pydantic import Field
 
 from .answers import answer, prompts_by_length
 from .causal import config_and_tokenizer, load_causal
-from .chain import Chain, Phase, data_config, find_finished, model_hash, phase_key, read_chain, take_over, train_config
-from .chain_judge import Learned, chain_claims, chain_tables, gate_rows, gate_said, judged_chain, read_phase, stop_reason
-from .chat import PREFIX, add_chat, fit, has_chat, weigh_tags
+from paleotrain.chain import (
+    Chain, Phase, check_measured, code_hash, data_config, find_finished, model_hash, phase_key, read_chain, take_over, train_config,
+)
+from .chain_judge import Learned, chain_claims, chain_tables, gate_rows, gate_said, judged_chain, minutes_of, read_phase, stop_reason
+from .chat import PREFIX, add_chat, has_chat, weigh_tags
 from .chatdata import make_data
 from .conversations import read_conversations, write_conversations
 from .core import PhaseConfig, Settings, UserError, atomic_dir, locate, located, read_json, sha256_file, shown_path, write_json
@@ -28,7 +30,7 @@ from .instructions import Item, read_items, write_items
 from .mixture import asked, questions
 from .models import pick_device
 from .runs import Run, derive_status, finish, promise, refuse_changed, same_parent
-from .sets import base_path
+from .sets import base_path, examples_of, read_chats
 from .sft import SftConfig, load, plan_sft, prepare, train_sft
 from .sft_judge import USAGE, judge_sft
 from .starting import inner_run
@@ -135,7 +137,7 @@ def read_course(run: Run, config: CurriculumConfig, settings: Settings) -> Cours
     files = {phase.name: read_files(run.folder / "data" / phase.name, items, settings) for phase in chain.phases}
     return Course(chain, file, base, model_hash(Path(base)) if Path(base).is_dir() else base, files, reference, items)
 
-# %% ../nbs/12_curriculum.ipynb #3bbb656f
+# %% ../nbs/12_curriculum.ipynb #c817dfb9
 def chain_inputs(course: Course, config: CurriculumConfig, run: Run, settings: Settings) -> list[dict[str, Any]]:
     "Everything that is read, for the manifest."
     chain_file, kind = locate(config.chain, settings), {"examples": "training", "evaluation": "evaluation"}
@@ -165,11 +167,12 @@ def prepare_chain(run: Run, config: CurriculumConfig, settings: Settings) -> tup
                data={"phases": [{"phase": name, **found.counts, "evaluation_seen": known[name]} for name, found in course.files.items()]})
     for name, count in known.items():
         if count: run.warn(f"{count} of {course.files[name].counts['evaluation']} evaluation prompts of {name} stand in training data too")
-    check_phases(run, config, course, settings)
-    if not (run.folder / "claims.json").exists(): promise(run, chain_claims(chain, config.target_minutes))
+    if not (run.folder / "claims.json").exists(): # else it was checked when it was begun, with the same files
+        check_phases(run, config, course, settings)
+        promise(run, chain_claims(chain, config.target_minutes))
     return course, [plan_line(course, phase, train_config(phase, chain, course.file)) for phase in chain.phases]
 
-# %% ../nbs/12_curriculum.ipynb #e0692a39
+# %% ../nbs/12_curriculum.ipynb #c2add444
 def phase_place(path: Path, settings: Settings) -> str: # as the inner run's parameters have it
     return path.relative_to(settings.root).as_posix() if path.is_relative_to(settings.root) else str(path)
 
@@ -184,20 +187,23 @@ def phase_config(run: Run, config: CurriculumConfig, course: Course, phase: Phas
                         data=[at(files[phase.name].examples)], replay=[at(files[name].examples) for name in sources], reference=at(course.reference),
                         evaluation=[at(files[name].evaluation) for name in course.chain.sets_of(phase)], **replay)
 
+# %% ../nbs/12_curriculum.ipynb #5c375068
 def check_phases(run: Run, config: CurriculumConfig, course: Course, settings: Settings) -> None:
-    "A UserError, before the first phase is taught, for what a later one could not be: context, general text, conversations of your own."
+    "A UserError, before the first phase is taught, for what a later one could not be: gates, context, general text, conversations, replay."
+    for phase in course.chain.phases: check_measured(phase, course.files[phase.name].items, course.file)
     if not Path(course.base).is_dir(): return # of a hub name nothing is fetched before its turn
     _, model, tokenizer = config_and_tokenizer(course.base)
     if not has_chat(tokenizer): add_chat(tokenizer, config.tag_prefix)
+    limit = int(model.max_position_embeddings)
     for phase in course.chain.phases:
         own, place = phase_config(run, config, course, phase, settings), f"{course.file}:phases.{phase.name}"
-        limit = getattr(model, "max_position_embeddings", own.max_seq_length)
         if own.max_seq_length > limit: raise UserError(f"{place}.train.max_seq_length", f"{own.max_seq_length} for a model of {limit} positions", "use fewer")
         try:
             if own.general: expand(located(own.general, settings) or [], settings)
-            prompts_by_length(tokenizer, course.files[phase.name].items, own.max_seq_length)
-            if "files" in phase.data: # generated ones are short
-                for row in read_conversations(own.data, settings, ReadReport()): fit(tokenizer, row.messages, own.max_seq_length, row.place, own.too_long)
+            prompts_by_length(tokenizer, [*course.files[phase.name].items, *course.items], limit)
+            if own.replay or "files" in phase.data: # what is generated alone is short, and enough
+                lesson, earlier = (read_chats(run, names, role, settings, []) for names, role in ((own.data, "data"), (own.replay, "replay")))
+                examples_of(own, tokenizer, lesson, earlier)
         except UserError as error: raise UserError(place, *str(error).rsplit("; ", 1)) from None
 
 def key_of(run: Run, course: Course, phase: Phase, own: SftConfig, settings: Settings) -> str:
@@ -207,7 +213,9 @@ def key_of(run: Run, course: Course, phase: Phase, own: SftConfig, settings: Set
     hashes = {"data": [files[phase.name].sha256["examples.jsonl"]], "general": general,
               "replay": [files[name].sha256["examples.jsonl"] for name in (phase.replay.sources if phase.replay else [])],
               "evaluation": [files[name].sha256["evaluation.json"] for name in chain.sets_of(phase)]}
-    return phase_key(own, course.base_hash if start == "base" else model_hash(run.folder / "phases" / start / "model"), hashes)
+    begins = model_hash(run.folder / "phases" / start / "model") if start != "base" else course.base_hash
+    if start == "base" and not Path(course.base).is_dir(): begins += f"@{config_and_tokenizer(course.base)[1]._commit_hash}" # what the hub has now
+    return phase_key(own, begins, hashes, code_hash())
 
 # %% ../nbs/12_curriculum.ipynb #a17521dc
 def seal(folder: Path, key: str) -> None:
@@ -243,7 +251,7 @@ def teach(run: Run, config: CurriculumConfig, course: Course, phase: Phase, sett
         seal(folder, key)
     return folder
 
-# %% ../nbs/12_curriculum.ipynb #358030fc
+# %% ../nbs/12_curriculum.ipynb #5fc63f05
 class Stopped(Exception):
     "A chain that ended before its last phase; claims and report are there."
     def _render_traceback_(self) -> list[str]: return [f"Stopped: {self}"]
@@ -264,12 +272,12 @@ def judge_chain(run: Run, config: CurriculumConfig, course: Course, done: list[L
     "Samples, claims, the last phase's model where the chain has reached it, and the run's end."
     samples, reason = reference_answers(course, done, config.tag_prefix), stop_reason(done)
     write_samples(run, samples)
-    claims = judged_chain(course.chain, read_json(run.folder / "claims.json"), done, samples, config.target_minutes)
+    claims = judged_chain(course.chain, read_json(run.folder / "claims.json"), done, samples, config.target_minutes, seen(course.files))
     write_json(run.folder / "claims.json", claims)
     about = done[0].manifest["parent"] # of the base, as the first phase has found it
     run.update(parent=run.manifest["parent"] | {name: about[name] for name in ("parameters", "family", "context")})
     if not reason: export_model(run, done[-1].folder / "model", claims, USAGE)
-    seconds = sum(learned.manifest["terminal"].get("seconds", 0) for learned in done)
+    seconds = 60 * sum(minutes_of(learned.folder) for learned in done) # as the claim on them counts
     finish(run, "failed" if reason else "finished", reason or "the last phase", steps=len(done), seconds=round(seconds, 1))
     return claims
 

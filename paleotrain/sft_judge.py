@@ -69,7 +69,7 @@ def forgetting_verdict(
     verdicts = {verdict(loss.low, loss.high, most, loss.n) for loss in found.values()}
     return next(one for one in ("FAIL", "INCONCLUSIVE", "PASS") if one in verdicts)
 
-# %% ../nbs/11_sft_judge.ipynb #a64fff79
+# %% ../nbs/11_sft_judge.ipynb #bbd0ab41
 def forgetting(claims: list[dict[str, Any]], before: Mapping[str, list[Answer]], after: Mapping[str, list[Answer]]) -> None:
     "The result of the claim on earlier sets, with the figures of the one that lost most."
     def right(answers: Sequence[Answer]) -> dict[str, bool | None]: return {one.id: one.exact for one in answers}
@@ -87,7 +87,8 @@ def judged_claims(run: Run, config: SftConfig, before: Mapping[str, list[Answer]
     own, every = next(iter(after)), [one for answers in after.values() for one in answers]
     exact = [one.exact for one in after[own] if one.exact is not None]
     asked = sum(one.exact is not None for one in before[own])
-    note = "; ".join(filter(None, ["" if config.target_exact else "no target given", f"before: of {asked:,} of them" if asked < len(exact) else ""]))
+    chosen_by = f"before: {asked:,} of them, which also chose the checkpoint" if asked < len(exact) else ""
+    note = "; ".join(filter(None, ["" if config.target_exact else "no target given", chosen_by]))
     set_share(claims, "exact_match", sum(exact), len(exact), config.target_exact, run.manifest["before"]["exact"], note)
     set_share(claims, "tag_validity", sum(one.valid for one in every), len(every), VALID)
     set_share(claims, "stop_rate", sum(one.ended == "tag" for one in every), len(every), STOPPED)

@@ -121,7 +121,9 @@ def test_claims_samples_model_and_report(taught):
     folder, done = taught
     claims = {c["id"]: c for c in json.loads((folder / "claims.json").read_text())}
     assert list(claims) == ["reference_prompts", "gibberish_exact_match", "forgetting_points", "no_red_line", "gates", "training_time"]
-    assert [claims[name]["verdict"] for name in ("no_red_line", "gates", "training_time")] == ["PASS"] * 3
+    assert [claims[name]["verdict"] for name in ("no_red_line", "gates", "training_time")] == ["INCONCLUSIVE", "PASS", "PASS"]
+    assert claims["no_red_line"]["note"] == ", ".join(f"{name} not looked at before step 1,000" for name in ("alpha", "beta", "gamma")) # of six steps
+    assert json.loads((folder / "manifest.json").read_text())["terminal"]["seconds"] == pytest.approx(60 * claims["training_time"]["value"], abs=.06)
     assert claims["gibberish_exact_match"]["verdict"] == "FAIL" and claims["gibberish_exact_match"]["n"] == 10 # six steps teach nobody to copy
     (sample,) = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert (sample["prompt"], sample["expected"], list(sample["answers"])) == ("Say hello.", "hello.", ["base", "alpha", "beta", "gamma"])
@@ -145,6 +147,9 @@ def test_one_phase_changed_trains_it_and_what_follows(taught, in_place):
     assert [e["status"] for e in events(third) if e["kind"] == "status"] == ["started", "claims", "reused", "reused", "reused", "finished"]
     assert [row["reused_from"] for row in rows(third, "phases")] == [f"{first.name}/phases/alpha", f"{second.name}/phases/beta", f"{second.name}/phases/gamma"]
     assert weights(third) == weights(second) and rows(third, "matrix") == rows(second, "matrix")
+    spent = {c["id"]: c for c in json.loads((third / "claims.json").read_text())}["training_time"]
+    assert spent["note"] == "3 phases taken over, with their minutes there"
+    assert json.loads((third / "manifest.json").read_text())["terminal"]["seconds"] == pytest.approx(60 * spent["value"], abs=.06)
 
 
 def test_a_missed_gate_ends_the_chain(taught, in_place):
@@ -200,6 +205,10 @@ def test_no_reference_string_stands_in_any_training_file():
     ({"beta": {"start": "alfa"}}, {}, "phases.beta.start: no phase 'alfa'; did you mean alpha?"),
     ({"beta": {"replay": {"from": ["gamma"], "share": .2}}}, {}, "phases.beta.replay.from: 'gamma' comes later; choose from alpha"),
     ({"gamma": {"train": {"max_stesp": 9}}}, {}, "phases.gamma.train.max_stesp: no such field; did you mean max_steps?"),
+    ({"gamma": {"train": {"tracker_tags": [1]}}}, {}, "phases.gamma.train.tracker_tags.1: Input should be a valid string, found 1"),
+    ({"gamma": {True: "x"}}, {}, "phases.gamma: True is no name of a field; write names as text"), # `on: x` in the file
+    ({"gamma": {"gates": {"strict": .5}}}, {}, "phases.gamma.gates.strict: none of its prompts can be judged by it: none has checks; leave it out"),
+    ({"beta": {"replay": {"from": ["alpha"], "share": .9}}}, {}, "phases.beta: replay: a share of 90.0% asked, and the sources fill "),
     ({}, {"until": "delta"}, "until: no phase 'delta' in "),
     ({}, {"base_model": ""}, "base_model: not named"),
     ({"alpha": {"data": {"files": ["no.jsonl"], "evaluation": ["no.json"]}}}, {}, "no.jsonl"),
