@@ -108,7 +108,7 @@ def read_run(folder: Path) -> RunRecord:
     return RunRecord(folder, derive_status(folder), read_json(manifest), entries("events.jsonl"), entries("claims.json"),
                      tables, entries("samples.jsonl"), unreadable)
 
-# %% ../nbs/14_journal.ipynb #8b358557
+# %% ../nbs/14_journal.ipynb #61f642b6
 NARROW = "\u202f" # narrow space that does not break
 
 def number(value: float | None) -> str:
@@ -141,22 +141,23 @@ def duration(seconds: float | None) -> str:
 def typeset(text: object) -> str:
     "A program's text as it is printed: `<= -10 %` becomes `≤ −10 %`, `16 x 2` becomes `16 × 2`, `1 steps` becomes `1 step`."
     text = re.sub(r"(?<=\d) x (?=\d)", " × ", str(text).replace("<=", "≤").replace(">=", "≥"))
-    text = re.sub(r"(?<![\d,.])1 (step|word|document|evaluation|sentence|term|unit|claim|prompt|text)s\b", r"1 \1", text)
+    text = re.sub(r"(?<![\d,.])1 (step|word|document|evaluation|sentence|term|unit|claim|prompt|text|point|gate|phase)s\b", r"1 \1", text)
     return re.sub(r"(?<=\d) ?(?=%)|(?<=\d) (?=GB)", NARROW, re.sub(r"(?<![\w-])-(?=[\d.])", "−", text))
 
 def filesize(count: float) -> str: return f"{number(count / 1e6)} MB" if count >= 1e6 else f"{number(count / 1e3)} KB" # of bytes
 
-# %% ../nbs/14_journal.ipynb #e3e8cead
+# %% ../nbs/14_journal.ipynb #8876c61c
 def quantity(value: float | None, unit: str | None = "") -> str:
     "A value with its unit; a share is shown as per cent, with three digits where one decimal would say 0.0; a perplexity is a plain number."
     if unit == "share": return f"{number(100 * value)}{NARROW}%" if value and abs(value) < .001 else percent(value, signed=False)
     shown = f"{value:,}".replace("-", "−") if isinstance(value, int) else number(value) # what is counted is shown as counted
+    if isinstance(value, int) and value == 1: unit = re.sub(r"(?<=[a-z]{3})s$", "", unit or "") # 1 gate; s and it/s stay
     return shown + (NARROW + unit if unit and unit != "perplexity" and value is not None else "")
 
 def spanned(value: float | None, low: float | None, high: float | None, show: Callable[[float | None], str]) -> str:
     "`value (low to high)`, the interval left out where there is none."
     if low is None or high is None or low == high: return show(value)
-    unit = "".join(show(value).rpartition(NARROW)[1:]) # said once
+    unit = "".join(show(value).rpartition(NARROW)[1:]) if NARROW in show(value) else "" # said once
     return f"{show(value)} ({show(low).removesuffix(unit) if unit else show(low)} to {show(high)})"
 
 def measured(row: dict[str, Any]) -> str: # what came out

@@ -12,12 +12,12 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-# %% ../nbs/11_red_lines.ipynb #4f9f827e
+# %% ../nbs/11_red_lines.ipynb #d3b8b989
 class RedLines(BaseModel):
     "Where the lines stand."
     after_steps: int = Field(500, ge=1, description="optimizer steps before which no line is looked at; a small model learns an easy task in 100 to 500")
     garbage: float = Field(0.02, ge=0, le=1, description="exact match below this share; one fixed answer to everything often has one right in fifty")
-    loss_stuck: float = Field(0.9, gt=0, description="training loss above this share of its start, and fewer than half of the answers exact")
+    loss_stuck: float = Field(0.9, gt=0, description="training loss above this share of what the base pays, and fewer than half of the answers exact")
     malformed_tags: float = Field(0.5, ge=0, le=1, description="fewer answers than this share are ended by their closing tag with no other tag inside")
     mode_collapse: float = Field(0.1, ge=0, le=1, description="different answers below this share of the different answers expected")
     base_perplexity: float = Field(3.0, ge=0, description="nats a token of general text above the worse of a unigram model and the base before")

@@ -17,10 +17,10 @@ from .red_lines import ADVICE, DONE, RedLines, no_reason
 from .report import header
 from .report_chat import WRONG, crossing, plain_name
 
-# %% ../nbs/15_report_chat_lines.ipynb #e18a53b8
+# %% ../nbs/15_report_chat_lines.ipynb #9a2e3aa6
 LINES = { # what is measured, and where it has to stay
     "garbage": ("share of the phase's own prompts answered exactly", "at least"),
-    "loss_stuck": ("training loss in nats, as long as fewer than half of the answers are exact", "at most"),
+    "loss_stuck": ("training loss in nats, held against the loss it began with, as long as fewer than half of the answers are exact", "at most"),
     "malformed_tags": ("share of well-formed answers", "at least"),
     "mode_collapse": ("different answers over different answers asked for", "at least"),
     "base_perplexity": ("loss on general text, nats a token", "at most"),
@@ -77,7 +77,7 @@ def red_lines(runs: Mapping[str, RunRecord]) -> str:
     said = f"The worst figure of each from step {early} on, when the lines are looked at; a bar is full at its limit. Crossing one stops the training."
     return note(said) + table("l" + "l" * len(runs), ("red line", *map(esc, runs)), rows)
 
-# %% ../nbs/15_report_chat_lines.ipynb #7084eb54
+# %% ../nbs/15_report_chat_lines.ipynb #0a9787b7
 def restart(runs: Mapping[str, RunRecord]) -> str:
     "What was crossed and when, with the advice to restart and what to look at first; empty where nothing was."
     def told(name: str, run: RunRecord) -> str:
@@ -92,7 +92,7 @@ def restart(runs: Mapping[str, RunRecord]) -> str:
 NO_REASON = {
     "A generalisation gap": "what was trained on is answered right and unseen prompts are not yet. More kinds of examples mend it, not another beginning.",
     "A wrong answer now and then on sparse content": "a fact that the data have a few times is learnt late or not at all. It says nothing of the format.",
-    "A loss that falls slowly": "as long as it falls. The line for a stuck loss is about one that stays near its start.",
+    "A loss that falls slowly": "as long as it falls. The line for a stuck loss is about one that stays near the loss it began with.",
 }
 
 def no_restart(found: Sequence[str] = ()) -> str: # of these situations, as sentences, those that hold here
@@ -100,7 +100,11 @@ def no_restart(found: Sequence[str] = ()) -> str: # of these situations, as sent
     here = f"<p>Of these, at the last evaluation:</p><ul>{''.join(f'<li>{esc(one)}</li>' for one in found)}</ul>" if found else ""
     return f"<p>Three situations are no reason to restart:</p><ul>{rows}</ul>{here}"
 
-def no_reason_here(run: RunRecord) -> list[str]: return [] if crossing(run) else no_reason(run.of_kind("eval"))
+def no_reason_here(run: RunRecord) -> list[str]:
+    "Those of a run that crossed no red line; with replay no gap is told, since its two losses are of different text."
+    found, last = run.of_kind("eval"), (run.of_kind("eval") or [{}])[-1]
+    return [] if crossing(run) else [said for said in no_reason(found) if not (last.get("replayed") and said.startswith("Generalisation gap"))]
 
-def chat_header(run: RunRecord, lead: str, runs: Mapping[str, RunRecord]) -> str: # after a red line nobody is told to go on
-    return re.sub("<p>Go on with .*?</p>", "", header(run, lead)) if any(map(crossing, runs.values())) else header(run, lead)
+def chat_header(run: RunRecord, lead: str, runs: Mapping[str, RunRecord]) -> str: # after a red line or a missed gate nobody is told to go on
+    ended = any(map(crossing, runs.values())) or re.search("missed its gate|crossed a red line", str(run.get("terminal").get("reason")))
+    return re.sub("<p>Go on with .*?</p>", "", header(run, lead)) if ended else header(run, lead)

@@ -63,8 +63,10 @@ def test_the_leads_say_what_was_taught_and_what_it_cost(chain: Path, phase: Path
     minutes = sum(float(r["minutes"]) for r in rows(chain, "phases"))
     exact = {(r["after"], r["set"]): float(r["exact"]) for r in rows(chain, "matrix") if r["exact"]}
     worst = max((exact[s, s] - exact["knowledge", s], s) for s in ("alpha", "beta", "gamma"))
-    assert f"it took {minutes:.1f} minutes of training and cost {100 * worst[0]:.1f} points of exact match on {worst[1]}" in said
-    assert "7 of 7 reference answers" in said and "Inconclusive: “Forgets nothing on the way”" in said
+    assert f"it took {minutes:.1f} minutes with evaluations and cost {100 * worst[0]:.1f} points (95 % interval" in said
+    assert f"of exact match on {worst[1]}, the phase it forgot most of" in said
+    now = ", ".join(f"{s} {100 * exact['knowledge', s]:.1f} %" for s in ("alpha", "beta", "gamma", "knowledge"))
+    assert f"Of unseen prompts it now answers exactly: {now}; of the reference prompts 7 of 7" in said and "Inconclusive: “Forgets nothing on the way”" in said
     assert "99.3 % (95 % interval 98.3 to 99.7 %) of 600 unseen prompts" in lead(page_of(phase))
 
 
@@ -138,10 +140,35 @@ def test_a_missed_gate_and_damaged_files(tmp_path: Path) -> None:
     (folder / "phases/beta/claims.json").write_text("[{")
     page = render_report(folder).read_text(encoding="utf-8")
     assert "stopped after beta, which missed its gate (exact ≥ 0.99: 0.983)" in lead(page)
-    assert "2 of 4 phases (alpha, beta)" in lead(page) and "4.1 minutes" in lead(page) # alpha was taken over and took none
+    assert "--resume" not in page and "Change that phase and run the chain again" in lead(page) # going on would judge the same again
+    assert "2 of 4 phases (alpha, beta)" in lead(page) and "took 9.7 minutes with evaluations, 5.6 of them in an earlier run" in lead(page)
     assert "not trained again: taken from curriculum-20260430-171500-0a1b" in page and "✕</span> exact ≥ 0.99" in page
     assert "samples.jsonl is damaged, see Limits" in page and "Damaged file: samples.jsonl (1 of 1 entries cannot be read)" in page
     assert "Beta: damaged file: claims.json (not JSON" in page
+
+
+def test_prompts_without_one_right_answer_are_neither_right_nor_wrong(tmp_path: Path) -> None:
+    folder = examples("15_report_chat")["without_answers"](made("sft", tmp_path))
+    page = render_report(folder).read_text(encoding="utf-8")
+    assert "Its 600 prompts have no one right answer: 100.0 % of the answers are well formed" in lead(page) and "exactly" not in lead(page)
+    assert "None of these prompts has one right answer" in page and "no prompt of it has one right answer" in words(part(page, "Failures"))
+    shown = "".join(part(page, name) for name in ("Before and after", "Failures"))
+    assert "✓" not in shown and "✕" not in shown and "No answers judged yet" not in page
+    assert "well formed, %" in page and "answered exactly, %" not in page
+
+
+def test_unseen_is_said_only_where_it_was_counted(tmp_path: Path) -> None:
+    folder = made("chain", tmp_path)
+    about = json.loads((folder / "manifest.json").read_text())
+    about["data"]["phases"][2]["evaluation_seen"] = 3 # of gamma
+    (folder / "manifest.json").write_text(json.dumps(about))
+    page = words(render_report(folder).read_text(encoding="utf-8"))
+    assert "of 600 prompts of its own" in page and page.count("unseen prompts of its own") == 3 and "Of unseen prompts" not in page
+    inner = folder / "phases/gamma"
+    about = json.loads((inner / "manifest.json").read_text())
+    about["data"]["overlap"] = "3 of 600 prompts of gamma stand in the conversations"
+    (inner / "manifest.json").write_text(json.dumps(about))
+    assert "of 600 prompts exactly as asked" in lead(render_report(inner).read_text(encoding="utf-8"))
 
 
 def test_a_killed_chain_and_a_running_one(tmp_path: Path) -> None:
