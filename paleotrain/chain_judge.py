@@ -143,7 +143,7 @@ def chain_claims(chain: Chain, minutes: float | None) -> list[dict[str, Any]]:
             claim("gates", "Every phase reaches what it has to", "gates that were missed", "= 0", unit="gates"),
             claim("training_time", "Trains in the time given", "all phases with their evaluations", limit, unit="min")]
 
-# %% ../nbs/12_chain_judge.ipynb #deb3b719
+# %% ../nbs/12_chain_judge.ipynb #b16474b6
 def copying(entry: dict[str, Any], answers: Sequence[bool], seen: int) -> None:
     "The result of the claim on copying, by the prompts that have an answer; `seen` of all prompts stand in training data."
     n = len(answers)
@@ -161,7 +161,7 @@ def forgetting(entry: dict[str, Any], found: Mapping[str, Loss], most: float = 1
     name, loss = name_loss
     verdicts = {one: verdict(lost.low, lost.high, most, lost.n) for one, lost in found.items()}
     told = ", ".join(f"{one} {said} (n = {found[one].n})" for one, said in verdicts.items() if said != "PASS")
-    first = f"{name} lost most" if loss.value > 0 else f"none lost any; {name} gained least"
+    first = f"{name} lost most" if loss.value > 0 else f"none lost any; shown: {name}"
     entry |= {"value": loss.value, "low": loss.low, "high": loss.high, "n": loss.n, "note": f"{first}{f'; {told}' if told else ''}",
               "verdict": forgetting_verdict(found, most)}
 
