@@ -29,7 +29,7 @@ from .perplexity import Comparison, compare, perplexity
 from .plan import TrainConfig
 from .runs import Run
 
-# %% ../nbs/07_evaluation.ipynb #b07a384e
+# %% ../nbs/07_evaluation.ipynb #f8993aa9
 MOST_DOCUMENTS = 400 # of a split, for evaluation
 
 def sample_documents(
@@ -52,6 +52,7 @@ def evaluation_windows(splits: Splits | None, kind: str, config: Any, pattern: A
     refuse_wordless(found)
     return found
 
+# %% ../nbs/07_evaluation.ipynb #1220e768
 def refuse_wordless(windows: Mapping[str, Sequence[Window]]) -> None:
     "A UserError where a domain split has nothing to judge by."
     for name, found in windows.items():
@@ -191,7 +192,7 @@ def write_samples(run: Run, rows: Iterable[Mapping[str, Any]]) -> None:
     "Write samples.jsonl, whole or not at all."
     atomic_write(run.folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
-# %% ../nbs/07_evaluation.ipynb #8f754627
+# %% ../nbs/07_evaluation.ipynb #d36d7641
 def evaluate_run(
     folder: Path, # a finished run
     data: Sequence[str], # files, folders or globs
@@ -221,6 +222,7 @@ def evaluate_run(
     few = next(iter(figures.values())).units < FEW_UNITS
     return "\n".join(lines + ["fewer than 20 documents: too few to decide anything"] * few + [f"note: the run was given this file: {path}" for path in both])
 
+# %% ../nbs/07_evaluation.ipynb #6034beba
 def spellings(folder: Path, tokenizer: Any) -> dict[int, list[int]]:
     "Ids that spell the same added term (`▁Olenus`, `Olenus`), from the run's table; empty where the tokenizer has none of them."
     table, vocabulary = folder / "tables/fragmentation.csv", tokenizer.get_vocab()

@@ -90,7 +90,7 @@ def why_dropped(
         if lower > 0.8 * len(words): return "gibberish" # a table would have names and numbers instead
     return ""
 
-# %% ../nbs/02_filters.ipynb #b9d7576f
+# %% ../nbs/02_filters.ipynb #165eb1f9
 NGRAM_WORDS, SHORTEST = 13, 5
 COUNTING = re.compile(r"(?:(?<!\w)\d+(?!\w)\W*){13,}") # footnotes of Wikipedia: 1 2 3 4 ... stands in every second page
 
@@ -103,6 +103,7 @@ def ngrams(
     for numbers in COUNTING.findall(text): grams = np.setdiff1d(grams, word_ngrams(word_hashes(numbers), n), assume_unique=True)
     return grams
 
+# %% ../nbs/02_filters.ipynb #bba36b67
 class EvaluationIndex:
     "The word sequences of the evaluation texts, and which of them training has shown."
     def __init__(self,

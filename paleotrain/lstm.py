@@ -71,7 +71,7 @@ class CharLSTMPreTrainedModel(PreTrainedModel): # type: ignore[misc]
     def _reorder_cache(self, state: tuple[Tensor, Tensor], beam_idx: Tensor) -> tuple[Tensor, ...]:
         return tuple(part.index_select(1, beam_idx) for part in state)
 
-# %% ../nbs/05_lstm.ipynb #bc6d8ec0
+# %% ../nbs/05_lstm.ipynb #e8772775
 class CharLSTMForCausalLM(CharLSTMPreTrainedModel, GenerationMixin): # type: ignore[misc]
     "An LSTM language model with tied embeddings."
     _tied_weights_keys = {"head.weight": "embedding.weight"}
@@ -110,5 +110,6 @@ class CharLSTMForCausalLM(CharLSTMPreTrainedModel, GenerationMixin): # type: ign
         loss = None if labels is None else self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, num_items_in_batch=items)
         return CharLSTMOutput(loss=loss, logits=logits, state=None if use_cache is False else after)
 
+# %% ../nbs/05_lstm.ipynb #86d9f2b1
 AutoConfig.register("char_lstm", CharLSTMConfig)
 AutoModelForCausalLM.register(CharLSTMConfig, CharLSTMForCausalLM)

@@ -25,7 +25,7 @@ from .corpus import find_terms
 from .documents import Document
 from .models import logits_at, usable_positions
 
-# %% ../nbs/06_metrics.ipynb #6b92ebc6
+# %% ../nbs/06_metrics.ipynb #747c59c2
 @dataclass(frozen=True, slots=True)
 class Target:
     "A span of characters that is hidden and scored."
@@ -43,6 +43,7 @@ class Window:
 FEW_UNITS = 20 # fewer is too few for a verdict
 EVALUATED = re.compile(r"\w*[^\W\d_]\w*") # a word with at least one letter
 
+# %% ../nbs/06_metrics.ipynb #f5a50e99
 def unit_names(
     documents: Sequence[Document], # of an evaluation split
 ) -> list[str]:

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from .core import PhaseConfig
 from .plan import TrainConfig
 
-# %% ../nbs/09_pretrain.ipynb #31ee8908
+# %% ../nbs/09_pretrain.ipynb #13334d34
 class TextConfig(PhaseConfig):
     "The text that models are trained on from scratch, and how it is split."
     corpus: list[str] = Field(["data/sample"], min_length=1, description="text: files, folders or globs (.jsonl, .txt); several with ;")
@@ -21,6 +21,7 @@ class TextConfig(PhaseConfig):
     test_files: list[str] | None = Field(None, description="files that make the test split whole; None: by hash of the document")
     validation_files: list[str] | None = Field(None, description="files that make the validation split whole; None: by hash of the document")
 
+# %% ../nbs/09_pretrain.ipynb #cab6b1ef
 class PretrainConfig(TrainConfig, TextConfig):
     "Parameters of pretraining, beside those of every training."
     name: str = Field("a small model", description="what the model is called in the report")

@@ -106,7 +106,7 @@ def loss_said(run: RunRecord, gone: Mapping[str, float], verb: str) -> str:
     which = "the phase it forgot most of" if found["value"] > 0 else "the phase that came out worst"
     return f"{verb} {value} points{between} of exact match on {max(gone, key=lambda name: gone[name])}, {which}" if gone else f"{verb} {value} points{between}"
 
-# %% ../nbs/15_report_chat.ipynb #88424231
+# %% ../nbs/15_report_chat.ipynb #1e74f46d
 def bar_of(run: RunRecord) -> float | None: # the exact match that is asked for
     value = run.get("config", "target_exact").get("value")
     return float(value) if isinstance(value, int | float) else None
@@ -140,6 +140,7 @@ def plot_learning(run: RunRecord) -> Figure | None:
     above.set_title(ending(run), loc="left", size=10, color=INK)
     return figure
 
+# %% ../nbs/15_report_chat.ipynb #6c3672ab
 def judged_on(run: RunRecord) -> str: # for a caption
     n = max((e.get("n") or 0 for e in run.of_kind("eval")), default=0)
     return f"n = {n:,} prompts at each evaluation." if n else ""

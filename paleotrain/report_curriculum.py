@@ -90,7 +90,7 @@ def unseen_of(run: RunRecord, *names: str) -> str: # the word, where it was coun
     seen = {str(phase["phase"]): phase.get("evaluation_seen") for phase in run.get("data").get("phases", [])}
     return "unseen " if all(seen.get(name) == 0 for name in names) else ""
 
-# %% ../nbs/15_report_curriculum.ipynb #e4980e15
+# %% ../nbs/15_report_curriculum.ipynb #42f8a960
 def who(run: RunRecord) -> str: # was taught
     parent = next(iter(inner_runs(run).values()), run).get("parent")
     size = f" of {magnitude(parent['parameters'])} parameters" if parent.get("parameters") else ""
@@ -109,6 +109,7 @@ def knows(run: RunRecord) -> str:
     if last in right: said.append(f"of the reference prompts {right[last]} of {sum(bool(s.get('answers')) for s in run.samples)}")
     return sentence("; ".join(said))
 
+# %% ../nbs/15_report_curriculum.ipynb #f9804968
 def lead(run: RunRecord) -> str:
     "What was taught and what it cost, in a sentence; what did not come out, or where the chain stopped, in the next."
     rows, names = done(run), planned(run) or list(done(run))
@@ -150,7 +151,7 @@ def prompts(run: RunRecord) -> str:
     told = note(f"Exactly right, of {len(rows)}: {esc(tally)}.{esc(bare)} ✓ right, ✕ wrong; {LEGEND}.")
     return told + "".join(answer_grid(s["prompt"], s["expected"], {stage: str(text) for stage, text in s["answers"].items()}) for s in rows)
 
-# %% ../nbs/15_report_curriculum.ipynb #a65b3418
+# %% ../nbs/15_report_curriculum.ipynb #ee8d39c2
 HEAT = LinearSegmentedColormap.from_list("heat", ["#ffffff", "#b9d3ea", "#0b5fa5"])
 
 def plot_matrix(run: RunRecord) -> Figure | None:
@@ -168,6 +169,7 @@ def plot_matrix(run: RunRecord) -> Figure | None:
     axes.set_xlabel("prompts of the phase"); axes.xaxis.set_label_position("top")
     return axes.get_figure(root=True)
 
+# %% ../nbs/15_report_curriculum.ipynb #43f32b81
 def draw_cell(axes: Any, x: int, y: int, row: dict[str, Any], own: bool) -> None:
     "One cell: the share, its interval below, and a frame around a phase's own; grey, where it was not judged."
     exact = row.get("exact")
@@ -192,7 +194,7 @@ def forgetting_table(run: RunRecord) -> str:
     head = ("prompts of", f"after it (95{NARROW}% interval)", f"after {esc(last[0])}", "points lost", "n")
     return note("Points lost are counted since the end of each phase's own training.") + table("lrrrr", head, rows)
 
-# %% ../nbs/15_report_curriculum.ipynb #3aa3fd2a
+# %% ../nbs/15_report_curriculum.ipynb #4f003870
 def of_data(phase: dict[str, Any]) -> str: # what was declared: `echo (gibberish only)`
     data = phase.get("data", {})
     rest = ", ".join(f"{plain_name(key)} {value}" for key, value in data.items() if key not in ("generator", "files", "evaluation"))
@@ -206,6 +208,7 @@ def gates_html(run: RunRecord, name: str) -> str:
     asked = [f"{esc(plain_name(gate))} {'≤' if gate == 'forgetting' else '≥'} {value:g}" for gate, value in wanted.items()]
     return "; ".join(judged or asked) or "none"
 
+# %% ../nbs/15_report_curriculum.ipynb #5ca3d3b7
 def phase_facts(run: RunRecord, name: str) -> str:
     "Data, start, steps, minutes, replay, gates and result of a phase, as a paragraph made from its facts."
     row, phase, inner = done(run).get(name, {}), declared(run).get(name, {}), inner_runs(run).get(name)

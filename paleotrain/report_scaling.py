@@ -46,7 +46,7 @@ def lead(run: RunRecord) -> str:
     if failed: said.append(f"Not met: {', '.join(failed)}.")
     return f'<p class="lead">{esc(" ".join(filter(None, [*said, halt(run)])))}</p>'
 
-# %% ../nbs/15_report_scaling.ipynb #1fd9d33b
+# %% ../nbs/15_report_scaling.ipynb #f90d8a6e
 SHAPES = {"llama": "o", "gpt2": "s", "qwen2": "D", "char_lstm": "^"}
 LINES = {"bpe": "-", "unigram": (0, (5, 2)), "character": (0, (1.5, 1.5))}
 
@@ -63,6 +63,7 @@ def groups_of(run: RunRecord) -> dict[tuple[str, str], list[dict[str, Any]]]:
 def reach(rows: list[dict[str, Any]]) -> np.ndarray: # distances of the interval's ends, as error bars want them
     return np.array([[r["bits_per_byte"] - r["bits_per_byte_low"] for r in rows], [r["bits_per_byte_high"] - r["bits_per_byte"] for r in rows]])
 
+# %% ../nbs/15_report_scaling.ipynb #7ae2e194
 def plot_ladder(run: RunRecord, against: str) -> Figure | None:
     "Bits a byte of the test text against parameters or compute, both logarithmic, with the fitted line and its band."
     if not rows_of(run): return None

@@ -19,7 +19,7 @@ from paleotrain.report_chat import (
     LEGEND, answer_grid, crossing, expecting, loss_said, mark_events, open_ended, plain_name, sets_of, share, true, unseen, whole_set,
 )
 
-# %% ../nbs/15_report_sft.ipynb #064daa4c
+# %% ../nbs/15_report_sft.ipynb #cd341d64
 def name_of(run: RunRecord) -> str: # of the phase
     return str(run.get("config", "name").get("value") or "own")
 
@@ -43,6 +43,7 @@ def lost(run: RunRecord) -> dict[str, float]: # points of exact match lost on ea
     before, after = known(run), {name: whole_set(run, name).get("exact") for name in sets_of(run)[1:]}
     return {name: 100 * (before[name] - now) for name, now in after.items() if name in before and now is not None}
 
+# %% ../nbs/15_report_sft.ipynb #4465a4af
 def answers_said(run: RunRecord) -> str:
     "Exact match on the phase's own prompts, or so far; of prompts without one right answer, how many are well formed."
     own = (sets_of(run) or [""])[0]

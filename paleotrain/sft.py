@@ -110,7 +110,7 @@ def answered_replay(run: Run, config: SftConfig, data: SftData, loaded: LoadedMo
         write_conversations(file, found)
     return list(read_conversations([str(file)], settings, ReadReport()))
 
-# %% ../nbs/11_sft.ipynb #2e5b2755
+# %% ../nbs/11_sft.ipynb #684dc1ba
 VALID, STOPPED, FORGOTTEN = 0.99, 0.99, 1.0 # shares of answers; points that an earlier set may lose
 
 def sft_claims(config: SftConfig) -> list[dict[str, Any]]:
@@ -125,6 +125,7 @@ def sft_claims(config: SftConfig) -> list[dict[str, Any]]:
         claim("no_red_line", "Crosses no red line", "red lines crossed in training", "= 0", unit="red lines"),
     ]
 
+# %% ../nbs/11_sft.ipynb #8ced09aa
 def plan_sft(
     run: Run, config: SftConfig, data: SftData, loaded: LoadedModel, settings: Settings,
 ) -> tuple[Plan, ExampleMix, Any, SftConfig]:

@@ -248,7 +248,7 @@ def _read_file(source: Source, path: Path, make: Make[Item], entry: dict[str, An
         fix = "save it as UTF-8 or declare its encoding" if ": not UTF-8" in entry["bad_lines"][0] else "mend or delete them"
         raise UserError(entry["bad_lines"][0], f"{bad:,} of {rows:,} rows are broken, more than {100*MAX_BAD_SHARE:g} %", fix)
 
-# %% ../nbs/01_sources.ipynb #847c3cff
+# %% ../nbs/01_sources.ipynb #c2410df6
 def _names(source: Source) -> set[str]:
     "Columns the templates name and do not allow to be missing."
     texts = [source.text] if isinstance(source.text, str) else source.text or []
@@ -280,6 +280,7 @@ def read_rows(
     if items and unseen:
         raise UnknownLayout(f"{source.name}.yaml", f"no row has {', '.join(sorted(unseen))}", "correct the templates that name it, or write {name?} there")
 
+# %% ../nbs/01_sources.ipynb #0e82d8f9
 def read_records(
     source: Source, # as `read_source` or `plain_source` gives it
     files: Sequence[Path], # as `source_files` gives them

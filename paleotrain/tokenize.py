@@ -256,7 +256,7 @@ def export(run: Run, config: TokenizerConfig, data: TokenizerData, name: str, to
         write_json(aside / "manifest.json", about); atomic_write(aside / "README.md", card)
     with atomic_dir(settings.artifacts / "tokenizers" / config.name / name) as copy: shutil.copytree(place, copy, dirs_exist_ok=True)
 
-# %% ../nbs/08_tokenize.ipynb #703d44f0
+# %% ../nbs/08_tokenize.ipynb #08422b2f
 def judge(run: Run, config: TokenizerConfig, data: TokenizerData, made: Mapping[str, Any], extended: Mapping[str, tuple[Any, dict[str, list[int]]]],
           settings: Settings, begun: float) -> list[dict[str, Any]]:
     "The test text, once: tables, claims, and the tokenizers as folders."
@@ -280,6 +280,7 @@ def judge(run: Run, config: TokenizerConfig, data: TokenizerData, made: Mapping[
         export(run, config, data, f"{label}-terms", new[0], rows[-1], settings)
     return conclude(run, data, made, extended, {"comparison": rows, "words": words, "fragmentation": terms}, found, begun)
 
+# %% ../nbs/08_tokenize.ipynb #4ffb933c
 def conclude(run: Run, data: TokenizerData, made: Mapping[str, Any], extended: Mapping[str, tuple[Any, dict[str, list[int]]]],
              tables: Mapping[str, list[dict[str, Any]]], found: Mapping[str, dict[str, Any]], begun: float) -> list[dict[str, Any]]:
     "Write tables, picture and claims; the terminal record."

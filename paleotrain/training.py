@@ -122,10 +122,11 @@ class Trained:
     seconds: float # of training alone
     waited: float # share of them spent waiting for data
 
-# %% ../nbs/07_training.ipynb #41b9d190
+# %% ../nbs/07_training.ipynb #a1350657
 SMALLER = ("start a new run with per_device_train_batch_size 4 and gradient_accumulation_steps 32 (the same effective batch), "
            "gradient_checkpointing, max_seq_length 384 or 256, or a smaller per_device_eval_batch_size")
 
+# %% ../nbs/07_training.ipynb #3218ac0d
 def train(
     run: Run,
     config: TrainConfig, # with `auto` resolved
