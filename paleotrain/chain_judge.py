@@ -7,7 +7,7 @@ __all__ = ['COLUMNS', 'Figures', 'COPIES', 'COPIES_LOW', 'COPIES_ITEMS', 'Learne
            'unwatched', 'right', 'known', 'losses', 'worst', 'gate_rows', 'gate_said', 'stop_reason', 'matrix_rows',
            'phase_row', 'chain_tables', 'chain_claims', 'copying', 'forgetting', 'judged_chain']
 
-# %% ../nbs/12_chain_judge.ipynb #c7bb6097
+# %% ../nbs/12_chain_judge.ipynb #ce36e372
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from .core import read_json
 from .evaluation import claim, set_claim, verdict
 from .ladder import table
 from .runs import Run, read_events, write_table
-from .sft_judge import Loss, forgetting_verdict, points_lost
+from .sft_judge import Loss, forgetting_verdict, points_lost, watched
 
 # %% ../nbs/12_chain_judge.ipynb #997e9976
 COLUMNS = ("n", "exact", "exact_low", "exact_high", "valid", "stopped", "case") # of the matrix
@@ -43,7 +43,7 @@ def read_phase(chain: Chain, phase: Phase, folder: Path) -> Learned:
     scores = {name: {c: float(row[c]) if row[c] else None for c in (*COLUMNS, "strict", "loose")} for name, row in sets.items()}
     return Learned(phase, folder, scores, {name: row["set"] for name, row in sets.items()})
 
-# %% ../nbs/12_chain_judge.ipynb #19e1d284
+# %% ../nbs/12_chain_judge.ipynb #185afb52
 def minutes_of(folder: Path) -> float:
     "Minutes from the first to the last event of each attempt: all a phase takes, but for what a kill has cost."
     spans: dict[int, list[float]] = {}
@@ -55,8 +55,7 @@ def red_line(folder: Path) -> str: # what was crossed, with the sentence that wa
 
 def unwatched(learned: Learned) -> str: # that no evaluation came late enough for red lines to be looked at; empty where one did
     after = learned.manifest["config"]["after_steps"]["value"]
-    last = max((event["step"] for event in read_events(learned.folder) if event["kind"] == "eval"), default=0)
-    return "" if last >= after else f"{learned.phase.name} not looked at before step {after:,}"
+    return "" if watched(read_events(learned.folder), after) else f"{learned.phase.name} not looked at before step {after:,}"
 
 # %% ../nbs/12_chain_judge.ipynb #a5699ca8
 def right(learned: Learned, name: str) -> dict[str, bool | None]: # prompt to whether it was answered exactly; None where it has no answer
