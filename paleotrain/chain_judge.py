@@ -7,7 +7,7 @@ __all__ = ['COLUMNS', 'Figures', 'COPIES', 'COPIES_LOW', 'COPIES_ITEMS', 'Learne
            'unwatched', 'right', 'known', 'losses', 'worst', 'gate_rows', 'gate_said', 'stop_reason', 'matrix_rows',
            'phase_row', 'chain_tables', 'chain_claims', 'copying', 'forgetting', 'judged_chain']
 
-# %% ../nbs/12_chain_judge.ipynb #ce36e372
+# %% ../nbs/12_chain_judge.ipynb #5c9c6ea2
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from .chain import Chain, Phase
 from .core import read_json
 from .evaluation import claim, set_claim, verdict
 from .ladder import table
-from .runs import Run, read_events, write_table
+from .runs import Run, minutes_between, read_events, write_table
 from .sft_judge import Loss, forgetting_verdict, points_lost, watched
 
 # %% ../nbs/12_chain_judge.ipynb #997e9976
@@ -43,12 +43,10 @@ def read_phase(chain: Chain, phase: Phase, folder: Path) -> Learned:
     scores = {name: {c: float(row[c]) if row[c] else None for c in (*COLUMNS, "strict", "loose")} for name, row in sets.items()}
     return Learned(phase, folder, scores, {name: row["set"] for name, row in sets.items()})
 
-# %% ../nbs/12_chain_judge.ipynb #185afb52
+# %% ../nbs/12_chain_judge.ipynb #12c6483e
 def minutes_of(folder: Path) -> float:
-    "Minutes from the first to the last event of each attempt: all a phase takes, but for what a kill has cost."
-    spans: dict[int, list[float]] = {}
-    for event in read_events(folder): spans.setdefault(event["attempt"], []).append(event["t"])
-    return sum(max(times) - min(times) for times in spans.values()) / 60
+    "Minutes that a phase has taken."
+    return minutes_between(read_events(folder))
 
 def red_line(folder: Path) -> str: # what was crossed, with the sentence that was said; empty where nothing was
     return next((f"{event['name']}: {event['said']}" for event in read_events(folder) if event["kind"] == "red_line"), "")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'Interrupted', 'derive_status', 'find_run', 'git_state', 'cpu_name', 'environment', 'now', 'new_run_id',
-           'Run', 'rewind', 'refuse_changed', 'same_parent', 'checkpoints', 'best_checkpoint', 'read_events', 'promise',
-           'write_table', 'finish']
+           'Run', 'rewind', 'refuse_changed', 'same_parent', 'checkpoints', 'best_checkpoint', 'read_events',
+           'minutes_between', 'promise', 'write_table', 'finish']
 
 # %% ../nbs/01_runs.ipynb #e0f52a12
 import json
@@ -166,7 +166,7 @@ def same_parent(
         raise UserError(parent["model"], "not the model it was when the run began", "put it back, or start a new run")
     return parent
 
-# %% ../nbs/01_runs.ipynb #6f30ec5c
+# %% ../nbs/01_runs.ipynb #dffc896d
 def checkpoints(folder: Path) -> list[dict[str, Any]]:
     "The complete checkpoints of a run, in order of their steps; one whose files are not as they were written is none."
     def whole(saved: Mapping[str, Any]) -> bool:
@@ -192,6 +192,12 @@ def read_events(
         except ValueError: continue # empty, or the last one
         if isinstance(event, dict): events.append(event)
     return events
+
+def minutes_between(events: Sequence[Mapping[str, Any]]) -> float:
+    "Minutes from the first to the last event of each attempt: all that a run takes, but for what a kill has cost."
+    spans: dict[Any, list[float]] = {}
+    for event in events: spans.setdefault(event.get("attempt"), []).append(event.get("t") or 0)
+    return sum(max(times) - min(times) for times in spans.values()) / 60
 
 # %% ../nbs/01_runs.ipynb #9af6363b
 def promise(
