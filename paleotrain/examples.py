@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Example', 'Encoded', 'encode', 'Prepared', 'on_side', 'by_source', 'prepare_examples', 'statistics', 'coloured',
-           'pack', 'turns', 'ExampleMix', 'shifted', 'padded_batch', 'packed_batch', 'leak', 'nats_per_token']
+           'pack', 'turns', 'ExampleMix', 'shifted', 'padded_batch', 'packed_batch', 'leak', 'example_nats',
+           'nats_per_token']
 
-# %% ../nbs/11_examples.ipynb #4f1cb33b
+# %% ../nbs/11_examples.ipynb #56eb52e3
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from numpy.typing import NDArray
 
 from .batches import Key
@@ -26,7 +28,7 @@ from .metrics import restored
 from .mixture import mix, split_of
 from .models import plain_forward
 
-# %% ../nbs/11_examples.ipynb #8f567971
+# %% ../nbs/11_examples.ipynb #d509c566
 @dataclass
 class Example:
     "A conversation as the model reads it."
@@ -45,14 +47,16 @@ class Encoded:
     "Conversations as examples, and what became of the others."
     examples: list[Example]
     duplicates: int = 0 # of the same tokens as an earlier one; kept once
+    cut_prompts: int = 0 # lost the beginning of their question
+    cut_answers: int = 0 # lost the end of their answer
     too_long: int = 0 # no whole exchange has room
 
-# %% ../nbs/11_examples.ipynb #4802badc
+# %% ../nbs/11_examples.ipynb #fb5a339a
 def encode(
     tokenizer: Any, # fast, with a chat template
     conversations: Iterable[Conversation],
     limit: int, # tokens: the context
-    too_long: str, # refuse or shorten
+    too_long: str, # refuse, shorten or cut
     seen: set[bytes], # tokens of all examples so far; grows
 ) -> Encoded:
     "Each conversation rendered; a UserError for one that is too long, or has nothing to learn from."
@@ -64,6 +68,7 @@ def encode(
         if not supervised.any(): raise UserError(one.place, "nothing to learn from", "give it an assistant's turn")
         if ids.tobytes() in seen: found.duplicates += 1; continue
         seen.add(ids.tobytes())
+        found.cut_prompts += rendered.lost[0] > 0; found.cut_answers += rendered.lost[1] > 0
         found.examples.append(Example(one.id, one.source, ids, supervised, one.kind, one.place))
     return found
 
@@ -246,19 +251,26 @@ def leak(
             start += len(alone)
     return worst
 
-# %% ../nbs/11_examples.ipynb #17e37efa
-def nats_per_token(
+# %% ../nbs/11_examples.ipynb #8d308f0e
+def example_nats(
     model: Any, # causal
     examples: Sequence[Example],
     batch_tokens: int, # of a forward batch; memory grows with it
-) -> float:
-    "Summed nats over the supervised tokens of all examples, divided by their number."
-    order, nats, was_training = sorted(examples, key=lambda example: -len(example.ids)), 0.0, model.training
+) -> NDArray[np.float64]:
+    "Summed nats over the supervised tokens of each example."
+    order, nats, was_training = sorted(range(len(examples)), key=lambda i: -len(examples[i].ids)), np.zeros(len(examples)), model.training
     model.eval()
     with torch.inference_mode(), restored(model, was_training):
         while order:
-            size = max(1, batch_tokens // len(order[0].ids))
-            batch = padded_batch([((0, 0, 0), [example]) for example in order[:size]])
-            nats += causal_loss_forward(model, **{name: values.to(model.device) for name, values in batch.items()}).loss.item()
-            order = order[size:]
-    return nats / sum(example.learned for example in examples)
+            size = max(1, batch_tokens // len(examples[order[0]].ids))
+            rows, order = order[:size], order[size:]
+            batch = {name: values.to(model.device) for name, values in padded_batch([((0, 0, 0), [examples[i]]) for i in rows]).items()}
+            labels = batch.pop("labels")
+            logits = plain_forward(model, **batch, use_cache=False).logits
+            found = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none")
+            nats[rows] = found.view_as(labels).double().sum(1).cpu().numpy()
+    return nats
+
+def nats_per_token(model: Any, examples: Sequence[Example], batch_tokens: int) -> float:
+    "Summed nats over the supervised tokens of all examples, divided by their number."
+    return float(example_nats(model, examples, batch_tokens).sum()) / sum(example.learned for example in examples)

@@ -87,7 +87,7 @@ def make_trainer(
     trainer._loss_shifts_labels = False # ours are the tokens to predict, where they are predicted
     return trainer
 
-# %% ../nbs/07_training.ipynb #3a5d141a
+# %% ../nbs/07_training.ipynb #a8ec1e46
 WSD_DECAY = 0.2 # share of all steps, the last ones
 
 def training_arguments(
@@ -95,6 +95,7 @@ def training_arguments(
     steps: int, # optimizer steps
     warmup: int, # of them
     folder: Path, # the Trainer writes nothing there by itself
+    optim: str = "adamw_torch", # the Trainer's name of the optimizer
 ) -> Any:
     "The Trainer's arguments: everything it would log, evaluate or save by itself is off, since the run's callback does it."
     from transformers import TrainingArguments
@@ -103,7 +104,7 @@ def training_arguments(
              "cosine": ("cosine_with_min_lr", {"min_lr_rate": config.min_lr_ratio})}
     schedule, options = kinds.get(lr, (lr, {}))
     args = TrainingArguments(
-        output_dir=str(folder), max_steps=steps, warmup_steps=warmup, per_device_train_batch_size=config.per_device_train_batch_size,
+        output_dir=str(folder), optim=optim, max_steps=steps, warmup_steps=warmup, per_device_train_batch_size=config.per_device_train_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
         adam_beta1=config.adam_beta1, adam_beta2=config.adam_beta2, adam_epsilon=config.adam_epsilon, max_grad_norm=config.max_grad_norm,
         lr_scheduler_type=schedule, lr_scheduler_kwargs=options, bf16=config.precision == "bf16", fp16=config.precision == "fp16", use_cpu=device == "cpu",
@@ -126,7 +127,7 @@ class Trained:
 SMALLER = ("start a new run with per_device_train_batch_size 4 and gradient_accumulation_steps 32 (the same effective batch), "
            "gradient_checkpointing, max_seq_length 384 or 256, or a smaller per_device_eval_batch_size")
 
-# %% ../nbs/07_training.ipynb #3218ac0d
+# %% ../nbs/07_training.ipynb #deb0b2aa
 def train(
     run: Run,
     config: TrainConfig, # with `auto` resolved
@@ -138,6 +139,7 @@ def train(
     warmup: int, # of them, warm-up
     evaluate: Callable[[], dict[str, Any]], # validation figures of `model` as it is now; `decides`, else `nats`, chooses the checkpoint
     stops: Callable[[], str] = str, # asked once an evaluation is written to the run: why to end here; "": go on
+    optim: str = "adamw_torch", # the Trainer's name of the optimizer
 ) -> Trained:
     "Train to the end, to early stopping or to a requested stop; a resumed run goes on from its latest checkpoint."
     saved = checkpoints(run.folder)
@@ -153,7 +155,7 @@ def train(
     if saved and (why := stops()): return ended(done, why) # the same
     accumulation = config.gradient_accumulation_steps
     callback = RunCallback(run, config, tokenizer, tally, steps, mix.batches_per_epoch, evaluate, stops)
-    trainer = make_trainer(model, training_arguments(config, steps, warmup, run.folder / "checkpoints"),
+    trainer = make_trainer(model, training_arguments(config, steps, warmup, run.folder / "checkpoints", optim),
                            lambda: batch_loader(mix, collate, steps * accumulation, done * accumulation, config.dataloader_num_workers), tally, [callback])
     trainer.remove_callback(PrinterCallback)
     callback.trainer = trainer
