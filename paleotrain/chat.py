@@ -155,7 +155,7 @@ def render(
         rendered.ids += contents[number]; rendered.supervised += [learned] * len(contents[number])
     return rendered
 
-# %% ../nbs/10_chat.ipynb #ab7e3121
+# %% ../nbs/10_chat.ipynb #4879b1f3
 def fit(
     tokenizer: Any, # fast, with a chat template
     messages: Sequence[Message],
@@ -165,7 +165,7 @@ def fit(
 ) -> Rendered | None:
     "The rendering within `limit` tokens; None where no whole exchange has room, or nothing of a question that is cut."
     rendered = render(tokenizer, messages, place)
-    if len(rendered.ids) > limit and too_long == "cut": return cut(tokenizer, messages, limit, place)
+    if len(rendered.ids) > limit and too_long == "cut": return cut(tokenizer, messages, rendered, limit, place)
     if len(rendered.ids) > limit and too_long == "refuse":
         raise UserError(place, f"{len(rendered.ids):,} tokens, where the context has {limit:,}", "shorten it, or set too_long to shorten")
     kept = 1 if messages[0]["role"] == "system" else 0
@@ -176,7 +176,7 @@ def fit(
         rendered = render(tokenizer, [*head, *rest], place)
     return rendered
 
-# %% ../nbs/10_chat.ipynb #4f20325f
+# %% ../nbs/10_chat.ipynb #5713992f
 def cut_prompt(
     tokenizer: Any, # fast, with a chat template
     messages: Sequence[Message], # a prompt
@@ -189,23 +189,30 @@ def cut_prompt(
     while size > room:
         coded = tokenizer(question["content"], add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False)
         spans = coded["offset_mapping"]
-        left = question["content"][spans[size - room][0]:].lstrip() if size - room < len(spans) else ""
+        left = question["content"][max(1, spans[size - room][0]):].lstrip() if size - room < len(spans) else "" # a character may be several tokens
         if not left: return None
         question = question | {"content": left}
         size = len(render(tokenizer, [*head, question], place, prompt=True).ids)
     return [*head, question], first - size
 
-def cut(tokenizer: Any, messages: Sequence[Message], limit: int, place: str) -> Rendered | None:
+def cut(
+    tokenizer: Any, # fast, with a chat template
+    messages: Sequence[Message],
+    whole: Rendered, # of these messages
+    limit: int, # tokens
+    place: str, # for errors
+) -> Rendered | None:
     "The last exchange in `limit` tokens; None where the question has no room."
-    head = [message for message in messages[:1] if message["role"] == "system"]
-    *_, question, answer = messages
-    whole = render(tokenizer, [*head, question, answer], place)
-    own = len(whole.ids) - len(render(tokenizer, [*head, question], place, prompt=True).ids) # of the answer, closed
-    found = cut_prompt(tokenizer, [*head, question], limit - min(own, limit // 2), place)
-    if found is None: return None
-    asked, lost = found
-    whole = render(tokenizer, [*asked, answer], place)
-    return Rendered(whole.ids[:limit], whole.supervised[:limit], (lost, max(0, len(whole.ids) - limit)))
+    kept = [*(message for message in messages[:1] if message["role"] == "system"), *messages[-2:]]
+    if len(kept) < len(messages): whole = render(tokenizer, kept, place)
+    asked, lost = next(n for n in range(len(whole.ids), 0, -1) if whole.supervised[n - 1]), 0 # behind the tag that closes the answer
+    while asked and whole.supervised[asked - 1]: asked -= 1 # where the answer begins
+    ids = whole.ids[:asked]
+    if asked > (room := limit - min(len(whole.ids) - asked, limit // 2)):
+        if not (found := cut_prompt(tokenizer, kept[:-1], room, place)): return None
+        ids, lost = render(tokenizer, found[0], place, prompt=True).ids, found[1]
+    size = len(ids) + len(whole.ids) - asked
+    return Rendered([*ids, *whole.ids[asked:]][:limit], [*[False] * len(ids), *whole.supervised[asked:]][:limit], (lost, max(0, size - limit)))
 
 # %% ../nbs/10_chat.ipynb #0e76f97c
 def closing_token(tokenizer: Any, name: str = "model") -> int:

@@ -7,7 +7,7 @@ __all__ = ['Example', 'Encoded', 'encode', 'Prepared', 'on_side', 'by_source', '
            'pack', 'turns', 'ExampleMix', 'shifted', 'padded_batch', 'packed_batch', 'leak', 'example_nats',
            'nats_per_token']
 
-# %% ../nbs/11_examples.ipynb #56eb52e3
+# %% ../nbs/11_examples.ipynb #9483545a
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +27,7 @@ from .core import UserError
 from .metrics import restored
 from .mixture import mix, split_of
 from .models import plain_forward
+from .scoring import LOGITS
 
 # %% ../nbs/11_examples.ipynb #d509c566
 @dataclass
@@ -251,7 +252,7 @@ def leak(
             start += len(alone)
     return worst
 
-# %% ../nbs/11_examples.ipynb #8d308f0e
+# %% ../nbs/11_examples.ipynb #7839cf93
 def example_nats(
     model: Any, # causal
     examples: Sequence[Example],
@@ -259,10 +260,11 @@ def example_nats(
 ) -> NDArray[np.float64]:
     "Summed nats over the supervised tokens of each example."
     order, nats, was_training = sorted(range(len(examples)), key=lambda i: -len(examples[i].ids)), np.zeros(len(examples)), model.training
+    most = min(batch_tokens, LOGITS // model.config.vocab_size)
     model.eval()
     with torch.inference_mode(), restored(model, was_training):
         while order:
-            size = max(1, batch_tokens // len(examples[order[0]].ids))
+            size = max(1, most // len(examples[order[0]].ids))
             rows, order = order[:size], order[size:]
             batch = {name: values.to(model.device) for name, values in padded_batch([((0, 0, 0), [examples[i]]) for i in rows]).items()}
             labels = batch.pop("labels")

@@ -48,7 +48,7 @@ def parameter_count(model: nn.Module) -> int:
     "Number of parameters, shared ones once."
     return sum(p.numel() for p in model.parameters())
 
-# %% ../nbs/05_models.ipynb #a02ee80e
+# %% ../nbs/05_models.ipynb #12de5660
 def usable_positions(model: "PreTrainedModel") -> int:
     "Tokens that the model has positions for; RoBERTa's begin behind its padding id."
     table = next((m for name, m in model.named_modules() if name.endswith("position_embeddings") and isinstance(m, nn.Embedding)), None)
@@ -72,6 +72,8 @@ def check_base(
     "Where a base model is, before anything loads: a folder with config and weights, or a hub name that is cached or can be fetched."
     folder = Path(name)
     if folder.is_dir():
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(name, "an adapter, which is no model by itself", f"merge it into its base: paleotrain merge {name}")
         if not (folder / "config.json").is_file(): raise UserError(name, "a folder without config.json", "name a saved Hugging Face model")
         if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
             raise UserError(name, "no weights (*.safetensors, pytorch_model.bin)", "copy the model's weights there")

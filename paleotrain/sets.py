@@ -110,8 +110,12 @@ def read_sets(config: SftConfig, settings: Settings, inputs: list[dict[str, Any]
     inputs.append(_described(path, "reference", len(reference), settings))
     return sets, reference
 
-# %% ../nbs/11_sets.ipynb #a988b648
-def read_general(config: SftConfig, settings: Settings, inputs: list[dict[str, Any]]) -> tuple[list[tuple[str, str]], list[str]]:
+# %% ../nbs/11_sets.ipynb #414d0486
+def read_general(
+    config: Any, # with general, general_words and seed
+    settings: Settings,
+    inputs: list[dict[str, Any]], # learns the files
+) -> tuple[list[tuple[str, str]], list[str]]:
     "General text to score, drawn by hash until it has `general_words`, and the rest, whose tokens are counted; of a single text, that text."
     if not config.general: return [], []
     report, scored, words, rest = ReadReport(), [], 0, []

@@ -167,11 +167,11 @@ def check_walls(run: Run, loaded: LoadedModel, mix: ExampleMix) -> None:
     run.check("packed rows", worst < WALL, f"a logit of a packed conversation differs by {worst:.1g} at most from the same conversation alone")
     if worst >= WALL: raise UserError("packed", f"this model reads across the conversations of a row (a logit differs by {worst:.1g})", "use packed false")
 
-# %% ../nbs/11_sft.ipynb #8935023c
+# %% ../nbs/11_sft.ipynb #f89fdea7
 LOSS_SHARE = 1e-3 # of the loss in what decides: less than one prompt of a hundred, as long as losses differ by less than ten nats
 
-def drawn(items: Sequence[Item], most: int, seed: int) -> list[Item]:
-    "At most so many prompts, in their order; which ones is decided by their hash."
+def drawn(items: Sequence[Any], most: int, seed: int) -> list[Any]:
+    "At most so many of what has an id and messages, in their order; which ones is decided by their hash."
     ranked = sorted(range(len(items)), key=lambda n: stable_fraction(json.dumps([items[n].id, *items[n].messages], ensure_ascii=False), seed))
     return [items[n] for n in sorted(ranked[:most])]
 

@@ -4,9 +4,9 @@ from importlib import import_module
 import pytest
 from conftest import ROOT
 
-CONFIGS = {"chatdata": "chatdata.ChatdataConfig", "curriculum": "curriculum.CurriculumConfig", "dapt": "dapt.DaptConfig", "evaluate": "evaluate.EvaluateConfig",
-           "generate": "write.GenerateConfig", "prepare": "prepare.PrepareConfig", "pretrain": "pretrain.PretrainConfig", "scaling": "scaling.ScalingConfig",
-           "sft": "sets.SftConfig", "tokenizer": "tokenize.TokenizerConfig"}
+CONFIGS = {"chatdata": "chatdata.ChatdataConfig", "curriculum": "curriculum.CurriculumConfig", "dapt": "dapt.DaptConfig", "domains": "domains.DomainsConfig",
+           "evaluate": "evaluate.EvaluateConfig", "generate": "write.GenerateConfig", "prepare": "prepare.PrepareConfig", "pretrain": "pretrain.PretrainConfig",
+           "qlora": "domain_sets.QloraConfig", "scaling": "scaling.ScalingConfig", "sft": "sets.SftConfig", "tokenizer": "tokenize.TokenizerConfig"}
 
 
 def test_every_run_notebook_is_looked_at():
