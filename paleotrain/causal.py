@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'TOLERANCE', 'Shape', 'parse_size', 'intermediate_size', 'causal_config', 'count_parameters',
            'attention_heads', 'usual_depth', 'shapes', 'solve_shape', 'pick_attention', 'new_causal', 'context_length',
-           'causal_loss_forward', 'use_causal_loss', 'config_and_tokenizer', 'load_causal', 'usage_of']
+           'causal_loss_forward', 'use_causal_loss', 'config_and_tokenizer', 'read_weights', 'load_causal', 'usage_of']
 
 # %% ../nbs/05_models_causal.ipynb #7caa1a16
 import re
@@ -198,23 +198,29 @@ def config_and_tokenizer(
         raise UserError(name, f"its tokenizer has {len(tokenizer):,} tokens and the model {config.vocab_size:,} rows", "use the tokenizer it was trained with")
     return name, config, tokenizer
 
-# %% ../nbs/05_models_causal.ipynb #258390c1
+# %% ../nbs/05_models_causal.ipynb #0139c4bc
+def read_weights(place: str, **options: Any) -> "PreTrainedModel": # dtype, attention and the like
+    "The model with all its weights; a UserError where a file is damaged, a weight is missing, or the GPU has no room for them."
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+    disable_progress_bar()
+    try: model, info = AutoModelForCausalLM.from_pretrained(place, output_loading_info=True, **options)
+    except torch.OutOfMemoryError as error:
+        raise UserError(place, f"the GPU has no room for its weights ({str(error).splitlines()[0]})", "free the GPU, or take a smaller model") from None
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error: # a file cut short, a size that is not the configuration's
+        raise UserError(place, f"its weights cannot be read ({str(error).splitlines()[0]})", "check the files, or copy them again") from None
+    missing = sorted(info["missing_keys"])
+    if missing: raise UserError(place, f"{len(missing)} of its weights are missing, {missing[0]} first", "take a complete checkpoint")
+    return model
+
 def load_causal(
     name: str | Path, # folder of a run or of a saved model, or a hub name
     device: str = "cpu", # cpu or cuda: where it goes
 ) -> LoadedModel:
     "Load a causal language model in float32 with its fast tokenizer, ready to evaluate."
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-    disable_progress_bar()
     place, config, tokenizer = config_and_tokenizer(name)
     attention = {} if config.model_type == "char_lstm" else {"attn_implementation": pick_attention(device)}
-    try: model, info = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, output_loading_info=True, **attention)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error: # a file cut short, a size that is not the configuration's
-        raise UserError(place, f"its weights cannot be read ({str(error).splitlines()[0]})", "check the files, or copy them again") from None
-    missing = sorted(info["missing_keys"])
-    if missing: raise UserError(place, f"{len(missing)} of its weights are missing, {missing[0]} first", "take a complete checkpoint")
-    return LoadedModel(model.to(device).eval(), tokenizer, place, "present")
+    return LoadedModel(read_weights(place, dtype=torch.float32, **attention).to(device).eval(), tokenizer, place, "present")
 
 # %% ../nbs/05_models_causal.ipynb #7c03adb3
 def usage_of(family: str) -> str:

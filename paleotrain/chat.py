@@ -41,7 +41,7 @@ def chat_template(prefix: str = PREFIX) -> str:
     begin = "{% if add_generation_prompt %}" + chat_tags(prefix)["assistant"][0] + "{% endif %}"
     return "{% for message in messages %}" + turn + written + "{% endfor %}" + begin
 
-# %% ../nbs/10_chat.ipynb #d90f5597
+# %% ../nbs/10_chat.ipynb #4bfccb4f
 def add_chat(
     tokenizer: "PreTrainedTokenizerFast", # changed in place
     prefix: str = PREFIX,
@@ -65,7 +65,7 @@ PLAIN = ("{% for message in messages %}{% if message['role'] == 'assistant' %}{%
 def add_plain(tokenizer: "PreTrainedTokenizerFast", name: str = "model") -> None:
     "The template of a base that is to stay without tags: prompt, blank line, answer, end of text."
     if tokenizer.eos_token is None: raise UserError(name, "its tokenizer has no end of text, so no answer could end", "give it an eos_token, or use tags")
-    tokenizer.chat_template = PLAIN
+    tokenizer.chat_template = "{{ bos_token }}" * (tokenizer.bos_token is not None) + PLAIN # what a text begins with, for a base that knows it
 
 # %% ../nbs/10_chat.ipynb #76e19adc
 def check_messages(

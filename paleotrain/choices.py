@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LETTER', 'WORDS', 'BETWEEN', 'listed', 'readings', 'Question', 'options_and_key', 'questions_of', 'posed',
-           'cut_questions', 'option_nats', 'choose', 'accuracy_rows', 'choice_rows']
+           'with_room', 'cut_questions', 'option_nats', 'choose', 'accuracy_rows', 'choice_rows']
 
-# %% ../nbs/13_choices.ipynb #35e18b54
+# %% ../nbs/13_choices.ipynb #c99500f9
 import re
 import string
 from collections import Counter
@@ -15,17 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
-from tqdm import tqdm
 
 from .answers import wilson
-from .chat import Message, render
+from .chat import Message, Rendered, cut_prompt, render
 from .conversations import Conversation
-from .core import UserError
-from .examples import Example, padded_batch
-from .metrics import FEW_UNITS, restored
-from .models import plain_forward
+from .examples import Example, example_nats
+from .metrics import FEW_UNITS
 from .power_law import interval, resample
 
 # %% ../nbs/13_choices.ipynb #f6216707
@@ -82,38 +77,32 @@ def questions_of(conversations: Iterable[Conversation]) -> list[Question]:
         found.append(Question(name, one.id, one.source, tuple(prompt), *keyed))
     return found
 
-# %% ../nbs/13_choices.ipynb #ceb88c39
+# %% ../nbs/13_choices.ipynb #d7779bf2
 def posed(
     tokenizer: Any, # fast, with a chat template
     question: Question,
     limit: int, # tokens of prompt and option
-) -> tuple[list[Example], bool]:
-    "An example for each option, in which the option and the tag that closes it are supervised, and whether the prompt was cut."
-    place, answers = f"question {question.id}", [{"role": "assistant", "content": option} for option in question.options]
-    start = len(render(tokenizer, question.messages, place, prompt=True).ids)
-    rendered = [render(tokenizer, [*question.messages, answer], place) for answer in answers]
-    cut = max(0, max(len(one.ids) for one in rendered) - limit)
-    if cut >= start:
-        raise UserError(place, f"an option of {limit - start + cut:,} tokens, where the context has {limit:,} and the prompt needs one", "leave it out")
-    return [Example(question.id, question.source, np.array(one.ids[cut:], np.int32), np.array([False] * (start - cut) + one.supervised[start:]))
-            for one in rendered], cut > 0
+) -> tuple[list[Example], bool] | None:
+    "An example for each option, in which the option and the tag that closes it are supervised, and whether the prompt was cut; None without room."
+    place, messages = f"question {question.id}", list(question.messages)
+    start = len(render(tokenizer, messages, place, prompt=True).ids)
+    def answered() -> list[Rendered]: return [render(tokenizer, [*messages, {"role": "assistant", "content": option}], place) for option in question.options]
+    rendered = answered()
+    own = max(len(one.ids) for one in rendered) - start # tokens of the longest option
+    if cut := start + own > limit:
+        if not (kept := cut_prompt(tokenizer, messages, limit - own, place)): return None
+        messages = kept[0]
+        start, rendered = len(render(tokenizer, messages, place, prompt=True).ids), answered()
+    return [Example(question.id, question.source, np.array(one.ids, np.int32), np.array([False] * start + one.supervised[start:])) for one in rendered], cut
+
+def with_room(tokenizer: Any, questions: Sequence[Question], limit: int) -> list[Question]: # those whose options leave something of the prompt
+    return [one for one in questions if posed(tokenizer, one, limit)]
 
 def cut_questions(tokenizer: Any, questions: Sequence[Question], limit: int) -> list[bool]:
     "Of each question, whether its prompt loses its beginning."
-    return [posed(tokenizer, one, limit)[1] for one in questions]
+    return [bool((found := posed(tokenizer, one, limit)) and found[1]) for one in questions]
 
-# %% ../nbs/13_choices.ipynb #1b446e74
-def _summed(model: Any, examples: Sequence[Example]) -> list[float]:
-    "Nats of the supervised tokens of each example."
-    batch = {name: values.to(model.device) for name, values in padded_batch([((0, 0, 0), [example]) for example in examples]).items()}
-    labels = batch.pop("labels")
-    asked = labels != -100
-    kept = labels.shape[1] - int(asked.any(0).nonzero()[0]) # the places from the first answer on
-    logits = plain_forward(model, **batch, use_cache=False, logits_to_keep=kept).logits[asked[:, -kept:]].float() # [tokens, vocabulary]
-    nats = nn.functional.cross_entropy(logits, labels[asked], reduction="none").double()
-    found: list[float] = nats.new_zeros(len(examples)).index_add_(0, asked.nonzero()[:, 0], nats).tolist()
-    return found
-
+# %% ../nbs/13_choices.ipynb #a822ab0d
 def option_nats(
     model: Any, # causal, on the device it is to run on
     tokenizer: Any, # its own, with a chat template
@@ -122,16 +111,8 @@ def option_nats(
     batch_tokens: int, # of a forward batch; memory grows with it
 ) -> list[list[float]]:
     "Nats of each option as the assistant's turn, by question; the model is put back into its mode."
-    examples = [example for one in questions for example in posed(tokenizer, one, limit)[0]]
-    order, nats, training = sorted(range(len(examples)), key=lambda i: -len(examples[i].ids)), np.zeros(len(examples)), model.training
-    model.eval()
-    with torch.inference_mode(), restored(model, training), tqdm(total=len(examples), desc="options", disable=len(examples) <= 200) as bar:
-        while order:
-            size = max(1, batch_tokens // len(examples[order[0]].ids))
-            batch, order = order[:size], order[size:]
-            nats[batch] = _summed(model, [examples[i] for i in batch])
-            bar.update(len(batch))
-    each = iter(nats.tolist())
+    found = [posed(tokenizer, one, limit) for one in questions]
+    each = iter(example_nats(model, [example for one in found if one for example in one[0]], batch_tokens).tolist())
     return [[next(each) for _ in one.options] for one in questions]
 
 # %% ../nbs/13_choices.ipynb #c9a424e3

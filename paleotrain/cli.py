@@ -6,14 +6,16 @@
 __all__ = ['make_parser', 'parsed', 'from_file', 'given_values', 'attempts', 'request_stop', 'execute', 'run_phase', 'told',
            'refused', 'conclude', 'run_line', 'list_runs', 'examine', 'merged', 'planned', 'main']
 
-# %% ../nbs/16_cli.ipynb #1d64e294
+# %% ../nbs/16_cli.ipynb #00bd4d64
 import argparse
+import logging
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -191,7 +193,7 @@ def examine(settings: Settings) -> int:
     print(summary(found))
     return int(any(check.state == BROKEN for check in found))
 
-# %% ../nbs/16_cli.ipynb #666a28f2
+# %% ../nbs/16_cli.ipynb #a5249429
 def merged(given: argparse.Namespace, settings: Settings) -> str:
     "Merge an adapter, and say what that changed."
     from paleotrain.adapters import merge
@@ -205,12 +207,17 @@ def merged(given: argparse.Namespace, settings: Settings) -> str:
 
 def planned(given: argparse.Namespace) -> str:
     "The memory plan of a configuration."
+    from paleotrain.domain_sets import AdapterConfig
     from paleotrain.memory import memory_table, read_config
-    return memory_table(read_config(given.model), given.gb, rank=given.rank)
+    if given.rank < 1: raise UserError("--rank", f"{given.rank}", "use 1 or more")
+    if not all(0 < gb < 1e6 for gb in given.gb): raise UserError("--gb", " ".join(f"{gb:g}" for gb in given.gb), "give the memory of a card in GB, as in 11 24")
+    return memory_table(read_config(given.model), given.gb, rank=given.rank, dropout=AdapterConfig.model_fields["lora_dropout"].default)
 
-# %% ../nbs/16_cli.ipynb #36a3479e
+# %% ../nbs/16_cli.ipynb #d04a764b
 def main(arguments: Sequence[str] | None = None) -> int:
     "The command `paleotrain`."
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR) # its advice on kernels is no part of what a command says
+    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         settings = load_settings()
         given = make_parser(settings).parse_args(arguments)

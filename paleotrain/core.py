@@ -82,7 +82,7 @@ def load_settings(
     if not values["seed"].isdecimal(): raise UserError("settings.ini:seed", repr(values["seed"]), "write a whole number, as in 42")
     return Settings(**values | {"seed": int(values["seed"])})
 
-# %% ../nbs/00_core.ipynb #7b0c8d6d
+# %% ../nbs/00_core.ipynb #6d4a0806
 def locate(
     path: str | Path, # as typed: relative, absolute, or with ~; a glob is allowed
     settings: Settings,
@@ -101,7 +101,8 @@ def located(paths: Sequence[str] | None, settings: Settings) -> list[str] | None
 def shown_path(path: str | Path, settings: Settings) -> str:
     "A path as the manifest keeps it: relative to the corpora or to the project where it lies there, so that no home folder is published."
     place = Path(path).resolve()
-    for root, name in ((settings.corpora, "{corpora}/"), (settings.root, "")):
+    places = (settings.corpora, "{corpora}/"), (settings.root, ""), (settings.runs, "{runs}/"), (settings.artifacts, "{artifacts}/"), (settings.data, "{data}/")
+    for root, name in places:
         if place.is_relative_to(root): return name + place.relative_to(root).as_posix()
     return f".../{place.parent.name}/{place.name}"
 

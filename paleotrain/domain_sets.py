@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['VALIDATION', 'TEST', 'AdapterConfig', 'QloraConfig', 'side_of', 'prepared_folder', 'read_splits', 'DomainData',
-           'domain_names', 'other_sets', 'ready_template', 'examples_of', 'prepare', 'domain_facts']
+           'domain_names', 'other_sets', 'ready_template', 'examples_of', 'prepare', 'changed_since', 'domain_facts']
 
-# %% ../nbs/13_domain_sets.ipynb #81b0eb5f
+# %% ../nbs/13_domain_sets.ipynb #0bf6dea4
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from tqdm import tqdm
 
+from .adapters import check_targets
 from .causal import config_and_tokenizer
 from .chat import PREFIX, add_chat, add_plain, closing_token, has_chat
 from .conversations import Conversation, read_conversations
-from .core import Settings, UserError, locate, located, shown_path, stable_fraction
+from .core import Settings, UserError, locate, located, read_json, shown_path, stable_fraction
 from .corpus import SPLITS
 from .documents import ReadReport
 from .examples import Encoded, Example, Prepared, coloured, encode, statistics
@@ -92,7 +94,7 @@ def read_splits(names: Sequence[str], settings: Settings, report: ReadReport, se
                             "split by document, as paleotrain run prepare does")
     return found
 
-# %% ../nbs/13_domain_sets.ipynb #d8f3098b
+# %% ../nbs/13_domain_sets.ipynb #307c41a6
 @dataclass
 class DomainData:
     "What the training of an adapter reads."
@@ -120,10 +122,12 @@ def other_sets(config: QloraConfig, settings: Settings, report: ReadReport) -> d
     own = prepared_folder(domain_names(config, settings), settings)
     folders = [path.parent for path in sorted((settings.data / "sft").glob("*/test.jsonl"))] if config.others is None else \
               [locate(name, settings) for name in located(config.others, settings) or []]
-    found = {}
+    found: dict[str, list[Conversation]] = {}
     for folder in folders:
         if own and folder.resolve() == own.resolve(): continue
-        if not (folder / "test.jsonl").is_file(): raise UserError("others", f"no test.jsonl in {shown_path(folder, settings)}", "name prepared folders")
+        if folder.name in (*SPLITS, *found): raise UserError("others", f"{folder.name} is what a set is called already", "give the folder another name")
+        if not (folder / "test.jsonl").is_file():
+            raise UserError("others", f"no test.jsonl in {shown_path(folder, settings)}", "name prepared folders, or none: -p others ''")
         found[folder.name] = drawn(list(read_conversations([str(folder / "test.jsonl")], settings, report)), config.eval_items, config.seed)
     return found
 
@@ -152,27 +156,36 @@ def examples_of(config: AdapterConfig, tokenizer: Any, splits: Mapping[str, Sequ
     total = Encoded([], *(sum(getattr(one, name) for one in found.values()) for name in ("duplicates", "cut_prompts", "cut_answers", "too_long")))
     return {split: found[split].examples for split in SPLITS}, total
 
-# %% ../nbs/13_domain_sets.ipynb #0120f272
+# %% ../nbs/13_domain_sets.ipynb #eea8bf80
 def prepare(run: Run, config: QloraConfig, settings: Settings) -> DomainData:
     "Read, split and render everything, before the base's weights are read."
     if not config.base_model: raise UserError("base_model", "not named", f"it is: {QloraConfig.model_fields['base_model'].description}")
     names, report = domain_names(config, settings), ReadReport()
     splits = read_splits(names, settings, report, config.seed)
-    inputs = [entry | {"role": "training", "path": shown_path(entry["path"], settings)} for entry in report.files]
+    def role(path: str) -> str: return "evaluation" if Path(path).name in ("validation.jsonl", "test.jsonl") else "training"
+    inputs = [entry | {"role": role(entry["path"]), "path": shown_path(entry["path"], settings)} for entry in report.files]
     elsewhere = ReadReport()
     others = other_sets(config, settings, elsewhere)
     inputs += [entry | {"role": "evaluation", "path": shown_path(entry["path"], settings)} for entry in elsewhere.files]
     general, _ = read_general(config, settings, inputs)
     if report.bad: run.warn(f"{report.bad} broken lines were left out")
+    for name in changed_since(prepared_folder(names, settings), report): run.warn(f"{name} is not as it was prepared: its manifest has another hash")
     refuse_changed(run, inputs)
+    from transformers import AutoModelForCausalLM
     base, model, tokenizer = config_and_tokenizer(base_path(config.base_model, settings))
     if (limit := getattr(model, "max_position_embeddings", None)) and config.max_seq_length > limit:
         raise UserError("max_seq_length", f"{config.max_seq_length} for a model of {limit} positions", "use fewer")
+    with torch.device("meta"): check_targets(AutoModelForCausalLM.from_config(model), config.target_modules) # shapes, no weight
     tags = ready_template(tokenizer, config, config.base_model)
     examples, total = examples_of(config, tokenizer, splits, names[0])
     facts = domain_facts(config, tokenizer, examples, total, settings)
     run.update(title=f"Adapter: {config.domain or Path(names[0]).stem}", report="qlora", inputs=inputs, data=facts)
     return DomainData(splits, examples, others, general, base, tokenizer, tags, facts)
+
+def changed_since(folder: Path | None, report: ReadReport) -> list[str]: # files of a prepared folder that its manifest does not know so
+    if not folder or not (folder / "manifest.json").is_file(): return []
+    known = {str(one["path"]): one["sha256"] for one in read_json(folder / "manifest.json").get("files", [])}
+    return [name for entry in report.files if known.get(name := Path(entry["path"]).name) not in (None, entry["sha256"])]
 
 def domain_facts(config: QloraConfig, tokenizer: Any, examples: Mapping[str, list[Example]], total: Encoded, settings: Settings) -> dict[str, Any]:
     "What the manifest says of the examples."

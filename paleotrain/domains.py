@@ -6,7 +6,7 @@
 __all__ = ['PER_DOMAIN', 'DomainsConfig', 'adapter_config', 'domains_claims', 'prepare_domains', 'train_adapter', 'table_of',
            'cross_rows', 'domain_rows', 'run_domains']
 
-# %% ../nbs/13_qlora_over_domains.ipynb #37f41eb8
+# %% ../nbs/13_qlora_over_domains.ipynb #10ae49fd
 import csv
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any
 
 from pydantic import Field
 
-from .core import Settings, UserError, read_json, shown_path, write_json
+from .core import Settings, UserError, read_json, write_json
+from .curriculum import phase_place
 from .domain_sets import AdapterConfig, QloraConfig, domain_names, prepare, prepared_folder
 from .evaluation import claim
 from .qlora import FORGOTTEN, load, plan_qlora, train_qlora
@@ -23,7 +24,7 @@ from .runs import Run, derive_status, finish, minutes_between, promise, read_eve
 from .sets import base_path
 from .starting import inner_run
 
-# %% ../nbs/13_qlora_over_domains.ipynb #64313b6f
+# %% ../nbs/13_qlora_over_domains.ipynb #8d99ef4d
 class DomainsConfig(AdapterConfig):
     "Parameters of adapters for several domains."
     domains: list[str] = Field(["debate", "medicine", "ecology", "education"], min_length=2,
@@ -32,7 +33,7 @@ class DomainsConfig(AdapterConfig):
 def adapter_config(config: DomainsConfig, domain: str, settings: Settings) -> dict[str, Any]:
     "The parameters of one domain's adapter: what was given for all, and the others' folders."
     given = {name: value for name, value in config.model_dump(exclude_unset=True).items() if name != "domains"}
-    folders = [shown_path(settings.data / "sft" / name, settings) for name in config.domains if name != domain]
+    folders = [phase_place(settings.data / "sft" / name, settings) for name in config.domains if name != domain]
     return given | {"domain": domain, "others": folders + list(config.others or [])}
 
 # %% ../nbs/13_qlora_over_domains.ipynb #8a6379d6
@@ -83,7 +84,7 @@ def train_adapter(run: Run, config: DomainsConfig, domain: str, settings: Settin
         judge_qlora(inner, own, data, loaded, train_qlora(inner, own, loaded, data, plan, mix), settings)
     return folder
 
-# %% ../nbs/13_qlora_over_domains.ipynb #d076dea2
+# %% ../nbs/13_qlora_over_domains.ipynb #51bad1f9
 def table_of(folder: Path, name: str) -> list[dict[str, Any]]: # of a run, numbers as numbers; empty where there is none
     path = folder / "tables" / f"{name}.csv"
     if not path.exists(): return []
@@ -109,7 +110,7 @@ def domain_rows(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
                      "test_units": int(test["units"]), **{key: test[key] for key in ("before", "after", "change", "change_low", "change_high")},
                      "verdict": verdict,
                      "accuracy_before": asked.get("before"), "accuracy_after": asked.get("after"), "accuracy_n": asked.get("n"),
-                     "minutes": round(minutes_between(read_events(folder)), 2), "adapter_mb": round(manifest["adapter"]["bytes"] / 2**20, 3)})
+                     "minutes": round(minutes_between(read_events(folder)), 2), "adapter_mb": round(manifest["adapter"]["bytes"] / 1e6, 3)})
     return rows
 
 def run_domains(run: Run, config: DomainsConfig, settings: Settings) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ __all__ = ['Example', 'Encoded', 'encode', 'Prepared', 'on_side', 'by_source', '
            'pack', 'turns', 'ExampleMix', 'shifted', 'padded_batch', 'packed_batch', 'leak', 'example_nats',
            'nats_per_token']
 
-# %% ../nbs/11_examples.ipynb #9483545a
+# %% ../nbs/11_examples.ipynb #4cba2d28
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from .batches import Key
 from .causal import causal_loss_forward
 from .chat import fit
+from .chunked_loss import head_is_last, label_nats
 from .conversations import Conversation
 from .core import UserError
 from .metrics import restored
 from .mixture import mix, split_of
 from .models import plain_forward
-from .scoring import LOGITS
 
 # %% ../nbs/11_examples.ipynb #d509c566
 @dataclass
@@ -252,7 +252,7 @@ def leak(
             start += len(alone)
     return worst
 
-# %% ../nbs/11_examples.ipynb #7839cf93
+# %% ../nbs/11_examples.ipynb #d5a8f454
 def example_nats(
     model: Any, # causal
     examples: Sequence[Example],
@@ -260,18 +260,20 @@ def example_nats(
 ) -> NDArray[np.float64]:
     "Summed nats over the supervised tokens of each example."
     order, nats, was_training = sorted(range(len(examples)), key=lambda i: -len(examples[i].ids)), np.zeros(len(examples)), model.training
-    most = min(batch_tokens, LOGITS // model.config.vocab_size)
     model.eval()
     with torch.inference_mode(), restored(model, was_training):
+        last = head_is_last(model)
         while order:
-            size = max(1, most // len(examples[order[0]].ids))
+            size = max(1, batch_tokens // len(examples[order[0]].ids))
             rows, order = order[:size], order[size:]
             batch = {name: values.to(model.device) for name, values in padded_batch([((0, 0, 0), [examples[i]]) for i in rows]).items()}
-            labels = batch.pop("labels")
-            logits = plain_forward(model, **batch, use_cache=False).logits
-            found = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none")
-            nats[rows] = found.view_as(labels).double().sum(1).cpu().numpy()
+            found = label_nats(model, batch["input_ids"], batch["labels"], batch["attention_mask"]) if last else _whole(model, **batch)
+            nats[rows] = found.double().sum(1).cpu().numpy()
     return nats
+
+def _whole(model: Any, labels: torch.Tensor, **batch: torch.Tensor) -> torch.Tensor: # by all logits at once
+    logits = plain_forward(model, **batch, use_cache=False).logits
+    return nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none").view_as(labels)
 
 def nats_per_token(model: Any, examples: Sequence[Example], batch_tokens: int) -> float:
     "Summed nats over the supervised tokens of all examples, divided by their number."

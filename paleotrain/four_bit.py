@@ -6,7 +6,7 @@
 __all__ = ['COMPUTE', 'nf4', 'four_bit_layers', 'stay_unpacked', 'load_base', 'full_weight', 'dequantised', 'held', 'Agreement',
            'agreement', 'layer_agreement', 'worst_layer', 'raw', 'frozen_hash']
 
-# %% ../nbs/05_models_four_bit.ipynb #e972b344
+# %% ../nbs/05_models_four_bit.ipynb #571cae36
 import logging
 import math
 from copy import deepcopy
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .causal import config_and_tokenizer, load_causal, pick_attention
+from .causal import config_and_tokenizer, load_causal, pick_attention, read_weights
 from .core import UserError, sha256
 from .models import LoadedModel
 
@@ -39,7 +39,7 @@ def four_bit_layers(model: nn.Module) -> dict[str, "Linear4bit"]:
     from bitsandbytes.nn import Linear4bit
     return {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
 
-# %% ../nbs/05_models_four_bit.ipynb #613d1097
+# %% ../nbs/05_models_four_bit.ipynb #4d298935
 def stay_unpacked(model: nn.Module) -> None:
     "Keep bitsandbytes from packing four-bit weights anew on a CPU, after which no gradient is right."
     for layer in four_bit_layers(model).values(): layer.support_avx512bf16_for_cpu = False
@@ -49,20 +49,23 @@ def load_base(
     device: str, # cpu or cuda
     quantization: str, # nf4 or none
     precision: str, # fp32, bf16 or fp16: the compute type
+    dtype: torch.dtype | None = None, # of what is not in four bits; None: float32 on a CPU, the compute type on a GPU
 ) -> LoadedModel:
     "A causal base, frozen, ready to evaluate; a UserError for one that is quantised already."
-    from transformers import AutoModelForCausalLM
     place, config, tokenizer = config_and_tokenizer(name)
     if found := getattr(config, "quantization_config", None):
         kind = (found if isinstance(found, dict) else found.to_dict()).get("quant_method", "some way")
         raise UserError(name, f"already quantised ({kind})", "name the model in full precision: it is quantised here, and merged there")
-    if quantization == "none" and device == "cpu": loaded = load_causal(place, device)
+    if quantization == "none" and device == "cpu" and dtype in (None, torch.float32): loaded = load_causal(place, device)
     else:
         logging.getLogger("transformers.integrations.bitsandbytes").setLevel(logging.ERROR)
         four_bits = {"quantization_config": nf4(COMPUTE[precision])} if quantization == "nf4" else {}
-        held = torch.float32 if device == "cpu" else COMPUTE[precision]
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=held, device_map={"": device}, attn_implementation=pick_attention(device), **four_bits)
+        held = dtype or (torch.float32 if device == "cpu" else COMPUTE[precision])
+        attention = {} if config.model_type == "char_lstm" else {"attn_implementation": pick_attention(device)}
+        model = read_weights(place, dtype=held, device_map={"": device}, **attention, **four_bits)
         stay_unpacked(model)
+        for layer in four_bit_layers(model).values():
+            if layer.bias is not None: layer.bias.data = layer.bias.data.to(COMPUTE[precision]) # bitsandbytes would at the first forward, unasked
         loaded = LoadedModel(model.eval(), tokenizer, place, "present")
     loaded.model.requires_grad_(False)
     return loaded

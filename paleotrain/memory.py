@@ -6,9 +6,10 @@
 __all__ = ['GB', 'CONTEXT', 'FRAGMENTS', 'SEARCHED', 'LATER', 'read_config', 'Outline', 'kept_bytes', 'Live', 'traced',
            'nf4_bytes', 'state_bytes', 'Part', 'MemoryPlan', 'memory_plan', 'fitting', 'memory_table']
 
-# %% ../nbs/13_memory.ipynb #a4b7a8e8
+# %% ../nbs/13_memory.ipynb #e6ab7464
 import weakref
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -61,7 +62,7 @@ def _planned(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atten
     out: Tensor = _Kernel.apply(query, key, value)
     return out.transpose(1, 2).contiguous(), None
 
-# %% ../nbs/13_memory.ipynb #9527c1a9
+# %% ../nbs/13_memory.ipynb #ecc45681
 def _check(**given: tuple[Any, tuple[Any, ...]]) -> None:
     for name, (value, known) in given.items():
         if value not in known: raise UserError(name, repr(value), f"choose from {', '.join(map(str, known))}")
@@ -73,6 +74,7 @@ class Outline:
         from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
         from transformers.pytorch_utils import Conv1D
         _check(quantization=(quantization, ("nf4", "none")), attention=(attention, ("sdpa", "eager")), dtype=(dtype, (2, 4)))
+        config = deepcopy(config) # of a model that is there, it would change the model's own attention
         AttentionInterface.register("planned", _planned)
         AttentionMaskInterface.register("planned", lambda *_, **__: None)
         self.config, self.dtype, self.quantization = config, dtype, quantization

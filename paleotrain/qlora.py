@@ -6,7 +6,7 @@
 __all__ = ['FORGOTTEN', 'CHUNK', 'SHOWN', 'SAMPLED', 'pick_optim', 'check_workers', 'load', 'check_layers', 'qlora_claims',
            'memory_of', 'plan_qlora', 'some', 'prompts_of', 'measured', 'evaluated', 'train_qlora']
 
-# %% ../nbs/13_qlora.ipynb #954dd14a
+# %% ../nbs/13_qlora.ipynb #e982b688
 import multiprocessing
 import os
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ from .examples import Example, ExampleMix, nats_per_token, padded_batch
 from .four_bit import frozen_hash, held, load_base, worst_layer
 from .instructions import Item
 from .memory import MemoryPlan, memory_plan
+from .metrics import FEW_UNITS
 from .models import LoadedModel, pick_device, pick_precision
 from .plan import Plan, make_plan
 from .runs import Run, promise, same_parent, write_table
@@ -53,7 +54,7 @@ def check_workers(count: int) -> None:
     except OSError as error: # no semaphores: /dev/shm is missing, full or not writable
         raise UserError("dataloader_num_workers", f"{count}, but processes cannot share anything here ({error})", "use 0") from None
 
-# %% ../nbs/13_qlora.ipynb #454f3eae
+# %% ../nbs/13_qlora.ipynb #876b11b4
 def load(run: Run, config: QloraConfig, data: DomainData, settings: Settings) -> tuple[LoadedModel, QloraConfig]:
     "The base as it is held, with LoRA weights on it, and the configuration without `auto`."
     device = pick_device(config.device)
@@ -76,7 +77,7 @@ def load(run: Run, config: QloraConfig, data: DomainData, settings: Settings) ->
              "dropout": config.lora_dropout, "targets": sorted({name.split(".lora_A")[0].rpartition(".")[2] for name in wrapped}), "layers": len(wrapped),
              "parameters": sum(weight.numel() for weight in weights.values()), "new_rows": len(rows), "base_bytes": size,
              "base_full_bytes": parameters * (4 if device == "cpu" else 2), "optimizer": config.optim,
-             "template": "tags" if data.tags else "plain" if data.tokenizer.chat_template == PLAIN else "own"}
+             "template": "tags" if data.tags else "plain" if data.tokenizer.chat_template.endswith(PLAIN) else "own"}
     run.update(parent={**parent, "parameters": parameters, "family": base.model_type, "context": context_length(loaded.model), "new_rows": len(rows)},
                baseline="the base model without the adapter", adapter=about, initial=weight_hashes(weights), frozen=frozen_hash(model))
     return LoadedModel(model, data.tokenizer, data.base, "present"), config
@@ -105,7 +106,7 @@ def qlora_claims(config: AdapterConfig) -> list[dict[str, Any]]:
         claim("memory", "Fits the memory it was given", "peak memory", limit, unit="GB"),
     ]
 
-# %% ../nbs/13_qlora.ipynb #1d2e2eb1
+# %% ../nbs/13_qlora.ipynb #845c2853
 CHUNK = 1024 # learned tokens whose logits are there at once
 
 def memory_of(config: AdapterConfig, loaded: LoadedModel) -> MemoryPlan:
@@ -123,13 +124,15 @@ def plan_qlora(run: Run, config: QloraConfig, data: DomainData, loaded: LoadedMo
     plan = make_plan(config, mix.tokens_per_epoch, mix.batches_per_epoch, about["parameters"], facts["splits"]["test"]["documents"])
     whole, cut = run.manifest["parent"]["parameters"], facts["cut"]
     plan.rows += [("trained", f"{about['parameters'] / whole:.2%}", f"of {whole:,}: rank {config.lora_r} on {about['layers']} layers"),
-                  ("base", f"{about['base_bytes'] / 2**20:,.1f} MB", f"{config.quantization}; {about['base_full_bytes'] / 2**20:,.1f} MB in full"),
+                  ("base", f"{about['base_bytes'] / 1e6:,.1f} MB", f"{config.quantization}; {about['base_full_bytes'] / 1e6:,.1f} MB in full"),
                   ("precision", config.precision, f"on {config.device}; {run.manifest['config']['precision']['origin']}"), ("optimizer", config.optim, "")]
+    if data.general and (stretches := sum(len(text) for _, text in data.general) // 2000) < FEW_UNITS:
+        plan.problems.append(f"about {stretches} stretches of general text are too few to decide a claim ({FEW_UNITS} are needed): raise general_words")
     if any(cut.values()):
         lost = f"{cut['prompts']:,} questions lost their beginning and {cut['answers']:,} answers their end"
         plan.problems.append(f"{lost}: longer than {config.max_seq_length} tokens")
     expected = memory_of(config, loaded)
-    plan.rows.append(("memory", f"{expected.total / 2**20:,.0f} MB", "predicted peak of the training, from shapes alone; torch and its libraries not counted"))
+    plan.rows.append(("memory", f"{expected.total / 1e6:,.0f} MB", "predicted peak of the training, from shapes alone; torch and its libraries not counted"))
     run.update(memory={"rows": [[part.what, part.bytes, part.arithmetic] for part in expected.rows], "predicted": expected.total, "measured": None})
     run.update(plan={"rows": plan.rows, "problems": plan.problems},
                hardware=run.manifest["hardware"] | {"precision": config.precision, "device": config.device})
@@ -139,7 +142,7 @@ def plan_qlora(run: Run, config: QloraConfig, data: DomainData, loaded: LoadedMo
     if not (run.folder / "claims.json").exists(): promise(run, qlora_claims(config))
     return plan, mix
 
-# %% ../nbs/13_qlora.ipynb #06bc2df0
+# %% ../nbs/13_qlora.ipynb #d371e5e4
 SHOWN, SAMPLED = 4, 128 # prompts answered at each evaluation; training conversations that are measured
 
 def some(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
@@ -170,6 +173,9 @@ def evaluated(run: Run, config: QloraConfig, data: DomainData, loaded: LoadedMod
 def train_qlora(run: Run, config: QloraConfig, loaded: LoadedModel, data: DomainData, plan: Plan, mix: ExampleMix) -> Trained:
     "Train to the end of the plan; the base is measured first, as the adapter that does nothing yet."
     if "before" not in run.manifest: run.update(before=measured(config, data, loaded.model))
+    if config.device == "cuda": torch.cuda.reset_peak_memory_stats()
     model = use_chunked_loss(loaded.model, CHUNK) if head_is_last(loaded.model) else use_causal_loss(loaded.model)
-    return train(run, config, model, loaded.tokenizer, mix, padded_batch, plan.steps, plan.warmup,
+    done = train(run, config, model, loaded.tokenizer, mix, padded_batch, plan.steps, plan.warmup,
                  lambda: evaluated(run, config, data, loaded), optim=config.optim)
+    if config.device == "cuda": run.update(memory=run.manifest["memory"] | {"measured": torch.cuda.max_memory_allocated()})
+    return done

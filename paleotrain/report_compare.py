@@ -9,13 +9,14 @@ __all__ = ['SIGNS', 'OWN', 'BEFORE', 'AFTER', 'ANSWERS', 'CURVES', 'WORDS', 'dir
            'plot_accuracy', 'accuracy_table', 'turned', 'turned_table', 'prompt_html', 'sample_html', 'samples',
            'plot_curves']
 
-# %% ../nbs/15_report_compare.ipynb #e609add6
+# %% ../nbs/15_report_compare.ipynb #3eaaa34f
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from paleotrain.journal import (
     NARROW, RunRecord, absent, changed, count, esc, magnitude, note, number, percent, small, spanned, table, typeset,
@@ -165,7 +166,7 @@ def plot_changes(rows: Sequence[Mapping[str, Any]], limit: float | None) -> Figu
     axes.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=.2, handlelength=1.2, columnspacing=1)
     return axes.get_figure(root=True)
 
-# %% ../nbs/15_report_compare.ipynb #397d769f
+# %% ../nbs/15_report_compare.ipynb #178ef30c
 def plot_accuracy(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
     "Accuracy of base and adapter with intervals, a row a set of questions; strokes at chance and at the most frequent key."
     if not rows: return None
@@ -177,7 +178,7 @@ def plot_accuracy(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
         draw_ends(axes, y - .14, row, "after", AFTER | ({} if y else {"label": "with adapter"}), 100)
     name_rows(axes, rows, "n")
     axes.set(xlim=(0, 100), xlabel="answered right, %")
-    axes.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=.2, handlelength=1.6, columnspacing=.9)
+    axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=.2, handlelength=1.6, columnspacing=.9)
     return axes.get_figure(root=True)
 
 def accuracy_table(rows: Sequence[Mapping[str, Any]]) -> str: # the same in figures
@@ -230,7 +231,7 @@ def samples(run: RunRecord, most: int = 6) -> str:
     said = f"In the order of the file: nobody picked the good ones. ✓: the file's answer to the letter ({', '.join(right)}, of {len(shown)})."
     return note(said) + folded([sample_html(s) for s in shown], most, "samples")
 
-# %% ../nbs/15_report_compare.ipynb #b272e927
+# %% ../nbs/15_report_compare.ipynb #c04fef19
 def plot_curves(run: RunRecord) -> Figure | None:
     "Logged and measured training loss, validation loss, and the base on both; checkpoint and resumes are marked."
     train, drawn, valid = series(run, "train", "loss"), series(run, "eval", "train_nats"), series(run, "eval", "nats")
@@ -245,7 +246,8 @@ def plot_curves(run: RunRecord) -> Figure | None:
         if found: axes.axhline(found[-1], color=INK, lw=1.1, ls=style, label=label)
     for step, nats in kept(run): axes.plot(step, nats, "*", color=INK, ms=11, label=star(run), zorder=5)
     for step in resumes(run): axes.axvline(step, color=SOFT, lw=1, ls=":")
-    axes.set(xlabel="optimizer steps", ylabel="nats a learnt token"); axes.margins(y=.08); axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set(xlabel="optimizer steps", ylabel="nats a learnt token"); axes.margins(y=.08)
+    axes.xaxis.set(major_locator=MaxNLocator(integer=True), major_formatter="{x:,.0f}")
     axes.yaxis.set_major_formatter("{x:.2f}"); axes.set_title(textwrap.fill(ending(run), 50), loc="left", size=10, color=INK, pad=8)
     figure.legend(ncols=2, loc="outside lower center", columnspacing=1)
     return figure

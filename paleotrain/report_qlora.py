@@ -65,7 +65,7 @@ def sizes_table(run: RunRecord) -> str:
     most = max(known.values(), default=1)
     return table("lrl", ("", "size", "of the largest"), [(esc(name), size_said(size), bar(size / most)) for name, size in known.items()])
 
-# %% ../nbs/15_report_qlora.ipynb #2ac04844
+# %% ../nbs/15_report_qlora.ipynb #254e423e
 def memory_table(run: RunRecord) -> str:
     "Each part of the memory with its arithmetic, their sum, and what was measured."
     memory = run.get("memory")
@@ -74,7 +74,8 @@ def memory_table(run: RunRecord) -> str:
     rows = [(esc(what), size_said(size), bar(size / plan) if plan else "", small(typeset(how))) for what, size, how in memory.get("rows", [])]
     if plan: rows.append(("<b>predicted</b>", f"<b>{size_said(plan)}</b>", "", small("the sum")))
     against = f"{percent(real / plan - 1)} from the prediction" if real and plan else ""
-    rows.append(("<b>measured</b>", f"<b>{size_said(real)}</b>" if real else "–", "", small(against if real else "no peak was measured")))
+    none = "on a CPU the process's peak has torch and its libraries in it, and is not compared"
+    rows.append(("<b>measured</b>", f"<b>{size_said(real)}</b>" if real else "–", "", small(against if real else none)))
     return table("lrll", ("memory", "size", "share", "arithmetic"), rows)
 
 # %% ../nbs/15_report_qlora.ipynb #fb4543fd

@@ -123,9 +123,9 @@ class Trained:
     seconds: float # of training alone
     waited: float # share of them spent waiting for data
 
-# %% ../nbs/07_training.ipynb #a1350657
-SMALLER = ("start a new run with per_device_train_batch_size 4 and gradient_accumulation_steps 32 (the same effective batch), "
-           "gradient_checkpointing, max_seq_length 384 or 256, or a smaller per_device_eval_batch_size")
+# %% ../nbs/07_training.ipynb #1beaa6ce
+SMALLER = ("start a new run with half of per_device_train_batch_size and twice the gradient_accumulation_steps (the same effective batch), "
+           "gradient_checkpointing, a smaller max_seq_length, or a smaller per_device_eval_batch_size")
 
 # %% ../nbs/07_training.ipynb #deb0b2aa
 def train(
