@@ -138,7 +138,7 @@ def judged_changes(claims: list[dict[str, Any]], rows: Sequence[Mapping[str, Any
     told = "; ".join(f"{row['set']} {row['change']:+.1%}" for row in elsewhere)
     set_change(claims, "cross_domain_forgetting", worst, FORGOTTEN, decides, f"{worst['set']} decides; of all: {told}")
 
-# %% ../nbs/13_qlora_judge.ipynb #4fb71f11
+# %% ../nbs/13_qlora_judge.ipynb #95827ec1
 def judged_weights(run: Run, config: QloraConfig, claims: list[dict[str, Any]], model: Any) -> None:
     "The claims on weights: of the base none has changed, of the adapter all, and four bits are still computed right."
     changed = int(frozen_hash(model) != run.manifest["frozen"])
@@ -148,7 +148,8 @@ def judged_weights(run: Run, config: QloraConfig, claims: list[dict[str, Any]], 
     set_claim(claims, "lora_changed", len(same), not same, len(first), note=f"{same[0]} among them" if same else "")
     if config.quantization == "nf4":
         name, worst = worst_layer(model)
-        set_claim(claims, "four_bit_gradients", worst.cosine, worst.holds, run.manifest["adapter"]["layers"], note=f"{name}; norm ratio {worst.norm:.4f}")
+        off, layers = max(0.0, 1 - worst.cosine), run.manifest["adapter"]["layers"]
+        set_claim(claims, "four_bit_gradients", off, worst.holds, layers, note=f"{name}; norm ratio {worst.norm:.4f}")
     else: set_claim(claims, "four_bit_gradients", None, None, note="the base is not quantised")
     peak = max(memory_gb(), *(e["memory_gb"] for e in read_events(run.folder) if e["kind"] == "train"))
     if config.memory_limit_gb: set_claim(claims, "memory", peak, peak <= config.memory_limit_gb)
