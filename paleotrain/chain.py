@@ -230,11 +230,12 @@ def train_config(phase: Phase, chain: Chain, file: str, **decided: Any) -> SftCo
     checked(file, {**chain.train, **phase.train}, SftConfig, inside, DECIDED)
     return SftConfig(**shared | chain.train | phase.train | decided)
 
-# %% ../nbs/12_chain.ipynb #3eb65eca
+# %% ../nbs/12_chain.ipynb #46580a41
 UNKEYED = ("name", "base_model", "data", "replay", "evaluation", "general", "reference", "tracker", "tracker_project", "tracker_tags", "dataloader_num_workers")
 
-CODE = ("answers", "batches", "causal", "chat", "conversations", "core", "documents", "evaluation", "examples", "generate", "instructions", "loop", "lstm",
-        "metrics", "mixture", "models", "plan", "power_law", "red_lines", "runs", "scoring", "sets", "sft", "sft_judge", "starting", "training") # modules
+CODE = ("answers", "batches", "causal", "chat", "chunked_loss", "conversations", "core", "documents", "evaluation", "examples", "generate",
+        "instructions", "loop", "lstm", "metrics", "mixture", "models", "plan", "power_law", "red_lines", "runs", "scoring", "sets", "sft", "sft_judge",
+        "starting", "training") # modules
 
 @cache
 def code_hash(
