@@ -155,7 +155,7 @@ def judged_weights(run: Run, config: QloraConfig, claims: list[dict[str, Any]], 
     if config.memory_limit_gb: set_claim(claims, "memory", peak, peak <= config.memory_limit_gb)
     else: set_claim(claims, "memory", peak, None, note="no limit was given")
 
-# %% ../nbs/13_qlora_judge.ipynb #2ead4989
+# %% ../nbs/13_qlora_judge.ipynb #c33bb2be
 USAGE = """```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -176,6 +176,9 @@ def write_out(
     grown = data.tags and config_and_tokenizer(data.base)[1].vocab_size < len(data.tokenizer)
     usage = USAGE.replace("END", str(end)).replace("ADAPTER", f"artifacts/adapters/{place.name}")
     usage = usage.replace("{resize}", "\nbase.resize_token_embeddings(len(tokenizer))" if grown else "").replace("BASE", str(parent["model"]))
+    size = (checkpoint / "adapter_model.safetensors").stat().st_size
+    plain = size - 4 * run.manifest["adapter"]["new_rows"] * loaded.model.config.hidden_size
+    run.update(adapter=run.manifest["adapter"] | {"bytes": size, "plain_bytes": plain})
     export_model(run, checkpoint, claims, usage)
     manifest, folder = run.manifest, run.folder / "model"
     about = {"domain": config.domain, "run": run.folder.name, "created": now(), "base": {"model": parent["model"], "sha256": parent["sha256"]},
@@ -183,8 +186,6 @@ def write_out(
              "context": config.max_seq_length, "adapter": manifest["adapter"], "data": manifest["inputs"], "versions": manifest["versions"],
              "claims": [{name: one[name] for name in ("id", "criterion", "baseline", "value", "n", "verdict")} for one in claims]}
     write_adapter(folder, about, data.splits["test"])
-    size = (folder / "adapter_model.safetensors").stat().st_size
-    run.update(adapter=manifest["adapter"] | {"bytes": size, "plain_bytes": size - 4 * manifest["adapter"]["new_rows"] * loaded.model.config.hidden_size})
     with atomic_dir(place) as aside: shutil.copytree(folder, aside, dirs_exist_ok=True)
     return place
 
