@@ -88,7 +88,7 @@ def with_tags(loaded: LoadedModel, prefix: str) -> list[int]: # the tokenizer ha
     loaded.model.requires_grad_(False)
     return sorted(tags)
 
-# %% ../nbs/13_adapters.ipynb #ed465a93
+# %% ../nbs/13_adapters.ipynb #f000ae99
 PROBES = 32 # test conversations that travel with an adapter
 
 def write_adapter(
@@ -114,6 +114,7 @@ def adapter_about(
         raise UserError(folder, "its weights are not those of its manifest", "copy the adapter again, or train it again")
     return about
 
+# %% ../nbs/13_adapters.ipynb #5657a4ec
 def base_of_adapter(
     folder: Path, # an adapter
     settings: Settings,
@@ -196,7 +197,7 @@ def probe_examples(folder: Path, tokenizer: Any, limit: int) -> list[Example]:
     if not found.examples: raise UserError(folder / "probe.jsonl", "no conversation in it", "train the adapter again")
     return found.examples
 
-# %% ../nbs/13_adapters.ipynb #acbf3ef4
+# %% ../nbs/13_adapters.ipynb #b97dd4a1
 def merge(
     folder: Path, # an adapter
     output: Path, # folder of the merged model; replaced if it is there
@@ -238,6 +239,7 @@ On {conversations} test conversations with {tokens:,} learned tokens, nats a tok
 {loss_full:.4f} on the full base, {loss_merged:.4f} merged.
 """
 
+# %% ../nbs/13_adapters.ipynb #542ca8a5
 def check_output(output: Path, *read: str | Path) -> None:
     "A UserError for a folder that holds something else than an earlier merge: it would be replaced."
     if any(Path(place).resolve() == output.resolve() for place in read): raise UserError(output, "the base or the adapter itself", "give another output")

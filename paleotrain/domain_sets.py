@@ -156,7 +156,7 @@ def examples_of(config: AdapterConfig, tokenizer: Any, splits: Mapping[str, Sequ
     total = Encoded([], *(sum(getattr(one, name) for one in found.values()) for name in ("duplicates", "cut_prompts", "cut_answers", "too_long")))
     return {split: found[split].examples for split in SPLITS}, total
 
-# %% ../nbs/13_domain_sets.ipynb #eea8bf80
+# %% ../nbs/13_domain_sets.ipynb #a3c4221d
 def prepare(run: Run, config: QloraConfig, settings: Settings) -> DomainData:
     "Read, split and render everything, before the base's weights are read."
     if not config.base_model: raise UserError("base_model", "not named", f"it is: {QloraConfig.model_fields['base_model'].description}")
@@ -182,6 +182,7 @@ def prepare(run: Run, config: QloraConfig, settings: Settings) -> DomainData:
     run.update(title=f"Adapter: {config.domain or Path(names[0]).stem}", report="qlora", inputs=inputs, data=facts)
     return DomainData(splits, examples, others, general, base, tokenizer, tags, facts)
 
+# %% ../nbs/13_domain_sets.ipynb #931601b0
 def changed_since(folder: Path | None, report: ReadReport) -> list[str]: # files of a prepared folder that its manifest does not know so
     if not folder or not (folder / "manifest.json").is_file(): return []
     known = {str(one["path"]): one["sha256"] for one in read_json(folder / "manifest.json").get("files", [])}

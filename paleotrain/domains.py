@@ -84,7 +84,7 @@ def train_adapter(run: Run, config: DomainsConfig, domain: str, settings: Settin
         judge_qlora(inner, own, data, loaded, train_qlora(inner, own, loaded, data, plan, mix), settings)
     return folder
 
-# %% ../nbs/13_qlora_over_domains.ipynb #51bad1f9
+# %% ../nbs/13_qlora_over_domains.ipynb #81ff2075
 def table_of(folder: Path, name: str) -> list[dict[str, Any]]: # of a run, numbers as numbers; empty where there is none
     path = folder / "tables" / f"{name}.csv"
     if not path.exists(): return []
@@ -113,6 +113,7 @@ def domain_rows(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
                      "minutes": round(minutes_between(read_events(folder)), 2), "adapter_mb": round(manifest["adapter"]["bytes"] / 1e6, 3)})
     return rows
 
+# %% ../nbs/13_qlora_over_domains.ipynb #6c20a514
 def run_domains(run: Run, config: DomainsConfig, settings: Settings) -> list[dict[str, Any]]:
     "All adapters, their tables side by side, and the claims of each; the terminal record."
     folders = {name: train_adapter(run, config, name, settings) for name in config.domains}

@@ -127,7 +127,7 @@ class Trained:
 SMALLER = ("start a new run with half of per_device_train_batch_size and twice the gradient_accumulation_steps (the same effective batch), "
            "gradient_checkpointing, a smaller max_seq_length, or a smaller per_device_eval_batch_size")
 
-# %% ../nbs/07_training.ipynb #deb0b2aa
+# %% ../nbs/07_training.ipynb #2993598d
 def train(
     run: Run,
     config: TrainConfig, # with `auto` resolved
@@ -144,8 +144,7 @@ def train(
     "Train to the end, to early stopping or to a requested stop; a resumed run goes on from its latest checkpoint."
     saved = checkpoints(run.folder)
     sums: dict[str, Any] = {k: math.inf if v is None else v for k, v in saved[-1]["tally"].items()} if saved else {}
-    tally = Tally(**sums)
-    done = saved[-1]["step"] if saved else 0
+    tally, done = Tally(**sums), saved[-1]["step"] if saved else 0
     if not saved: run.update(events_before_training=run.events.stat().st_size)
     def ended(step: int, reason: str) -> Trained: return Trained(step, reason, tally.seconds, tally.waited / max(tally.seconds, 1e-9))
     if done >= steps: return ended(done, "max_steps reached")
