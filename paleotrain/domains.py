@@ -6,7 +6,7 @@
 __all__ = ['PER_DOMAIN', 'DomainsConfig', 'adapter_config', 'domains_claims', 'prepare_domains', 'train_adapter', 'table_of',
            'cross_rows', 'domain_rows', 'run_domains']
 
-# %% ../nbs/13_qlora_over_domains.ipynb #10ae49fd
+# %% ../nbs/13_qlora_over_domains.ipynb #37f41eb8
 import csv
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
-from .core import Settings, UserError, read_json, write_json
-from .curriculum import phase_place
+from .core import Settings, UserError, read_json, shown_path, write_json
 from .domain_sets import AdapterConfig, QloraConfig, domain_names, prepare, prepared_folder
 from .evaluation import claim
 from .qlora import FORGOTTEN, load, plan_qlora, train_qlora
@@ -24,7 +23,7 @@ from .runs import Run, derive_status, finish, minutes_between, promise, read_eve
 from .sets import base_path
 from .starting import inner_run
 
-# %% ../nbs/13_qlora_over_domains.ipynb #8d99ef4d
+# %% ../nbs/13_qlora_over_domains.ipynb #64313b6f
 class DomainsConfig(AdapterConfig):
     "Parameters of adapters for several domains."
     domains: list[str] = Field(["debate", "medicine", "ecology", "education"], min_length=2,
@@ -33,7 +32,7 @@ class DomainsConfig(AdapterConfig):
 def adapter_config(config: DomainsConfig, domain: str, settings: Settings) -> dict[str, Any]:
     "The parameters of one domain's adapter: what was given for all, and the others' folders."
     given = {name: value for name, value in config.model_dump(exclude_unset=True).items() if name != "domains"}
-    folders = [phase_place(settings.data / "sft" / name, settings) for name in config.domains if name != domain]
+    folders = [shown_path(settings.data / "sft" / name, settings) for name in config.domains if name != domain]
     return given | {"domain": domain, "others": folders + list(config.others or [])}
 
 # %% ../nbs/13_qlora_over_domains.ipynb #8a6379d6
