@@ -245,11 +245,13 @@ def shown(
     place: str, # notebook and cell, for a traceback
 ) -> str | None:
     "Execute a cell; the HTML of its last expression, or None for a cell that ends in a statement."
-    tree = ast.parse(source, place)
-    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-    exec(compile(tree, place, "exec"), names)
-    if last is None: return None
-    return str(eval(compile(ast.Expression(last.value), place, "eval"), names)._repr_html_())
+    statements = ast.parse(source, place).body
+    ending = statements[-1] if statements else None
+    if not isinstance(ending, ast.Expr):
+        exec(compile(source, place, "exec"), names)
+        return None
+    exec(compile(ast.Module(statements[:-1], []), place, "exec"), names)
+    return str(eval(compile(ast.Expression(ending.value), place, "eval"), names)._repr_html_())
 
 # %% ../nbs/15_report.ipynb #d33c355e
 def report_notebook(run: RunRecord, nbs: Path) -> Any:
@@ -258,11 +260,11 @@ def report_notebook(run: RunRecord, nbs: Path) -> Any:
     own = nbs / f"report_{run.manifest.get('report') or run.manifest.get('phase')}.ipynb" # a kind of run with sections of its own
     path = own if own.exists() else nbs / "report.ipynb"
     notebook, names = nbformat.read(path, as_version=4), dict[str, Any]()
-    asked = next(number for number, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+    asked = next(at for at, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
     given = nbformat.v4.new_code_cell(f"run = {str(run.folder)!r}", metadata={"tags": ["injected-parameters"]})
     notebook.cells.insert(asked + 1, given)
-    for number, cell in enumerate(notebook.cells):
-        html = shown(cell.source, names, f"{path.name}, cell {number}") if cell.cell_type == "code" else None
+    for at, cell in enumerate(notebook.cells):
+        html = shown(cell.source, names, f"{path.name}, cell {at}") if cell.cell_type == "code" else None
         if html is not None: cell.outputs = [nbformat.v4.new_output("display_data", {"text/html": html})]
     return notebook
 
