@@ -20,11 +20,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import paleotrain
-from .chatdata import ChatdataConfig, parameters
+from .chatdata import parameters
+from .configurations import ChatdataConfig, SftConfig
 from .core import Settings, UserError, atomic_dir, locate, read_json, sha256, sha256_file, shown_path, write_json
 from .instructions import Item
 from .runs import derive_status
-from .sft import SftConfig
 
 # %% ../nbs/12_chain.ipynb #d6783d23
 GATES = ("exact", "valid", "stopped", "case", "strict", "loose", "forgetting") # columns of a phase's scores, and points lost on earlier phases

@@ -16,7 +16,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from .chatdata import ChatdataConfig, as_shown, make_data, output_folder, prompt_keys, prompts_in, read_inputs, refuse_other
+from .chatdata import as_shown, make_data, output_folder, prompt_keys, prompts_in, read_inputs, refuse_other
+from .configurations import ChatdataConfig
 from .conversations import Conversation, read_conversations
 from .core import Settings, read_json, shown_path, write_json
 from .documents import ReadReport

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .configurations import AdapterConfig
 from .core import Settings, UserError, load_settings, locate, read_json
 from .journal import last_step, read_run
 from .lead import resume_command
@@ -207,7 +208,6 @@ def merged(given: argparse.Namespace, settings: Settings) -> str:
 
 def planned(given: argparse.Namespace) -> str:
     "The memory plan of a configuration."
-    from paleotrain.domain_sets import AdapterConfig
     from paleotrain.memory import memory_table, read_config
     if given.rank < 1: raise UserError("--rank", f"{given.rank}", "use 1 or more")
     if not all(0 < gb < 1e6 for gb in given.gb): raise UserError("--gb", " ".join(f"{gb:g}" for gb in given.gb), "give the memory of a card in GB, as in 11 24")

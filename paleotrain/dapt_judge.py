@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from .configurations import DaptConfig
 from .core import Settings, read_json, write_json
 from .corpus import find_terms
-from .dapt import Base, DaptConfig, DaptData, base_path
+from .dapt import Base, DaptData, base_path
 from .evaluation import METRICS, batch_tokens, cloze, export_model, judged, metric_rows, set_claim, term_rows, write_samples
 from .loop import memory_gb
 from .metrics import Scores, score

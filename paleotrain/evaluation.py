@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from .configurations import TrainConfig
 from .core import Settings, UserError, atomic_dir, atomic_write, locate, located, read_json, sha256, shown_path, stable_fraction, write_json
 from .corpus import Splits
 from .documents import Document, ReadReport, expand, read_documents
 from .metrics import FEW_UNITS, Scores, Window, fitting, score, term_windows, top_words, word_windows
 from .models import LoadedModel, load_mlm, pick_device
 from .perplexity import Comparison, compare, perplexity
-from .plan import TrainConfig
 from .runs import Run
 
 # %% ../nbs/07_evaluation.ipynb #f8993aa9

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .configurations import Sampling
 from .evaluation import set_claim, verdict
-from .generate import Sampling, generate, sample_statistics
+from .generate import generate, sample_statistics
 from .metrics import FEW_UNITS, Scores
 from .models import LoadedModel
 from .perplexity import BITS, Figure, divisor, figure

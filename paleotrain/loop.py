@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from transformers.trainer_callback import TrainerCallback # light: pulls in no Trainer
 
+from .configurations import TrainConfig
 from .core import atomic_dir, write_json
-from .plan import TrainConfig
 from .runs import Run, checkpoints
 
 # %% ../nbs/07_loop.ipynb #b7c5420a

@@ -14,9 +14,10 @@ import ipywidgets as widgets # type: ignore[import-untyped]
 
 from .causal import load_causal
 from .chat import has_chat
+from .configurations import Sampling
 from .core import Settings, UserError, validated
 from .evaluate import model_folder
-from .generate import Generated, Sampling
+from .generate import Generated
 from .models import LoadedModel, pick_device
 from .runs import derive_status
 from .write import answers

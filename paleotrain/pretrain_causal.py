@@ -20,19 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .batches import tokenizer_hash
-from .causal import Shape, context_length, load_causal, new_causal, parse_size, solve_shape, usage_of, use_causal_loss
+from .causal import Shape, context_length, load_causal, new_causal, solve_shape, usage_of, use_causal_loss
+from .configurations import PretrainConfig, Sampling, parse_size
 from .core import Settings, UserError, locate, located, read_json, set_seed, sha256, sha256_file, shown_path, stable_fraction, write_json
 from .corpus import SPLITS, load_splits
 from .dapt import check_parent_text
 from .documents import Document, expand
 from .evaluation import batch_tokens, claim, export_model, sample_documents, set_claim, write_samples
-from .generate import Sampling, prompt_ids, reading_limit
+from .generate import prompt_ids, reading_limit
 from .judge import Judged, openings, sample_rows, score_rows, set_figure, set_unknown, unigram_of, unit_rows, xz_bits
 from .metrics import unit_names
 from .models import LoadedModel, parameter_count, pick_device, pick_precision
 from .perplexity import BITS, figure
 from .plan import Plan, make_plan
-from .pretrain import PretrainConfig
 from .runs import Run, best_checkpoint, finish, promise, read_events, refuse_changed, same_parent, write_table
 from .starting import frozen
 from .scoring import coverage, in_stretches, score_texts, unit_scores

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .batches import ChunkMix, WordMasker, tokenizer_hash, write_chunks
+from .configurations import PretrainConfig
 from .core import Settings, UserError, locate, located, read_json, set_seed, sha256_file, write_json
 from .corpus import Splits, load_splits
 from .dapt import check_length, data_summary, masked_example
@@ -21,7 +22,6 @@ from .metrics import Window, score
 from .perplexity import compare, perplexity, unigram_scores
 from .models import LoadedModel, load_mlm, new_mlm, parameter_count, pick_device, pick_precision, use_summed_loss
 from .plan import Plan, make_plan
-from .pretrain import PretrainConfig
 from .runs import Run, best_checkpoint, finish, promise, refuse_changed, same_parent, write_table
 from .starting import frozen
 from .tokenizer import train_unigram

@@ -22,9 +22,10 @@ from .batches import tokenizer_hash
 from .causal import context_length, use_causal_loss
 from .chat import PLAIN, cut_prompt
 from .chunked_loss import head_is_last, use_chunked_loss
+from .configurations import AdapterConfig, QloraConfig
 from .conversations import Conversation
 from .core import Settings, UserError, set_seed, sha256, shown_path, stable_fraction
-from .domain_sets import AdapterConfig, DomainData, QloraConfig, prepare # named here again, for those who use a phase
+from .domain_sets import DomainData, prepare# named here again, for those who use a phase
 from .evaluation import batch_tokens, claim
 from .examples import Example, ExampleMix, nats_per_token, padded_batch
 from .four_bit import frozen_hash, held, load_base, worst_layer

@@ -21,10 +21,11 @@ from .adapters import lora_weights, weight_hashes, write_adapter
 from .answers import answer
 from .causal import config_and_tokenizer
 from .choices import accuracy_rows, choice_rows, choose, cut_questions, option_nats, questions_of, with_room
+from .configurations import QloraConfig
 from .conversations import Conversation
 from .core import Settings, atomic_dir, read_json, shown_path, write_json
 from .corpus import SPLITS
-from .domain_sets import DomainData, QloraConfig
+from .domain_sets import DomainData
 from .evaluation import batch_tokens, export_model, set_claim, verdict, write_samples
 from .examples import Example, encode, example_nats
 from .four_bit import frozen_hash, load_base, worst_layer

@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['BADGES', 'BOX', 'MARKS', 'SIZES', 'GLOSSARY', 'header', 'relative', 'verdicts', 'term_tables', 'fragmentation',
            'guesses', 'whole_words', 'same', 'samples', 'mark', 'example', 'inputs_table', 'data', 'parameters',
-           'limits', 'limits_html', 'environment_table', 'repeat', 'glossary', 'render_report', 'main']
+           'limits', 'limits_html', 'environment_table', 'repeat', 'glossary', 'shown', 'report_notebook',
+           'render_report', 'main']
 
 # %% ../nbs/15_report.ipynb #3ada15b7
+import ast
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -237,19 +239,44 @@ def glossary(
     return '<dl class="small">' + "".join(f"<dt>{esc(word)}</dt><dd>{esc(said)}</dd>" for word, said in words.items()) + "</dl>"
 
 # %% ../nbs/15_report.ipynb #e57a2597
+def shown(
+    source: str, # of a code cell
+    names: dict[str, Any], # the namespace that all cells of a notebook share
+    place: str, # notebook and cell, for a traceback
+) -> str | None:
+    "Execute a cell; the HTML of its last expression, or None for a cell that ends in a statement."
+    statements = ast.parse(source, place).body
+    ending = statements[-1] if statements else None
+    if not isinstance(ending, ast.Expr):
+        exec(compile(source, place, "exec"), names)
+        return None
+    exec(compile(ast.Module(statements[:-1], []), place, "exec"), names)
+    return str(eval(compile(ast.Expression(ending.value), place, "eval"), names)._repr_html_())
+
+# %% ../nbs/15_report.ipynb #d33c355e
+def report_notebook(run: RunRecord, nbs: Path) -> Any:
+    "The notebook of this kind of run with what its cells show, and a cell that names the run, so that it can be executed again."
+    import nbformat
+    own = nbs / f"report_{run.manifest.get('report') or run.manifest.get('phase')}.ipynb" # a kind of run with sections of its own
+    path = own if own.exists() else nbs / "report.ipynb"
+    notebook, names = nbformat.read(path, as_version=4), dict[str, Any]()
+    asked = next(at for at, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+    given = nbformat.v4.new_code_cell(f"run = {str(run.folder)!r}", metadata={"tags": ["injected-parameters"]})
+    notebook.cells.insert(asked + 1, given)
+    for at, cell in enumerate(notebook.cells):
+        html = shown(cell.source, names, f"{path.name}, cell {at}") if cell.cell_type == "code" else None
+        if html is not None: cell.outputs = [nbformat.v4.new_output("display_data", {"text/html": html})]
+    return notebook
+
 def render_report(folder: Path) -> Path:
     "Make `report.ipynb` and the self-contained `report.html` of a run, in any state."
     import nbformat
-    import papermill
-    from nbconvert import HTMLExporter
+    from jinja2 import Environment
     folder = folder.resolve()
     run, nbs = read_run(folder), load_settings().nbs
-    own = nbs / f"report_{run.manifest.get('report') or run.manifest.get('phase')}.ipynb" # a kind of run with sections of its own
-    notebook = papermill.execute_notebook(own if own.exists() else nbs / "report.ipynb", None, {"run": str(folder)}, progress_bar=False, cwd=nbs,
-                                          extra_arguments=["--IPKernelApp.log_level=CRITICAL"])
-    exporter = HTMLExporter(template_name="report_template", extra_template_basedirs=[str(nbs)], exclude_anchor_links=True)
-    title = {"name": f"{run.manifest.get('title') or 'Run'} · {run.manifest.get('run_id', folder.name)}"}
-    page, _ = exporter.from_notebook_node(notebook, resources={"metadata": title})
+    notebook = report_notebook(run, nbs)
+    template = Environment().from_string((nbs / "report_template/index.html.j2").read_text(encoding="utf-8"))
+    page = template.render(cells=notebook.cells, title=f"{run.manifest.get('title') or 'Run'} · {run.manifest.get('run_id', folder.name)}")
     atomic_write(folder / "report.ipynb", nbformat.writes(notebook) + "\n")
     atomic_write(folder / "report.html", page)
     return folder / "report.html"

@@ -11,9 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .configurations import RedLines
 from .journal import RunRecord, absent, esc, note, small, table
 from .lead import sentence
-from .red_lines import ADVICE, DONE, RedLines, no_reason
+from .red_lines import ADVICE, DONE, no_reason
 from .report import header
 from .report_chat import WRONG, crossing, plain_name
 

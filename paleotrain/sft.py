@@ -21,6 +21,7 @@ from .answers import Answer, answer, prompts_by_length, score_answers, wilson
 from .batches import tokenizer_hash
 from .causal import config_and_tokenizer, context_length, load_causal, use_causal_loss
 from .chat import closing_token, end_tokens, fit, weigh_tags
+from .configurations import RedLines, SftConfig
 from .conversations import Conversation, read_conversations, write_conversations
 from .core import Settings, UserError, atomic_write, set_seed, sha256_file, shown_path, stable_fraction
 from .documents import ReadReport
@@ -30,10 +31,10 @@ from .instructions import Item
 from .mixture import CLOSE
 from .models import LoadedModel, parameter_count, pick_device, pick_precision
 from .plan import Plan, make_plan
-from .red_lines import RedLines, crossed
+from .red_lines import crossed
 from .runs import Run, promise, read_events, refuse_changed, same_parent, write_table
 from .scoring import encode, score_texts
-from .sets import SftConfig as SftConfig, SftData as SftData # named here again, for those who use a phase
+from .sets import SftData as SftData# named here again, for those who use a phase
 from .sets import base_path, examples_of, overlap, prompts_of, read_chats, read_general, read_sets, ready_tokenizer, with_room
 from .starting import frozen
 from .training import Trained, train

@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 from transformers.trainer_callback import PrinterCallback
 
 from .batches import Mix, batch_loader
+from .configurations import TrainConfig
 from .core import UserError
 from .loop import RunCallback, Tally
 from .models import pick_device
-from .plan import TrainConfig
 from .runs import Interrupted, Run, checkpoints
 
 if TYPE_CHECKING: from transformers import PreTrainedModel

@@ -173,4 +173,4 @@ def test_a_report_that_cannot_be_made_ends_in_one_line(finished, tmp_path, monke
     (tmp_path / "dapt-1/manifest.json").write_text("{}")
     (tmp_path / "dapt-1/tables/terms.csv").write_text("term,n,nats_before,nats_after\nx,many,1,1\n")
     done = command("paleotrain", "report", "dapt-1")
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: PapermillExecutionError: ")
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: KeyError: ")
