@@ -50,7 +50,7 @@ def absent(
         inside = place.relative_to(settings.corpora)
         return UserError(inside, f"not in {settings.corpora}", f"{about_text(inside, settings)}put it there, or set corpora in settings.ini")
     made = MADE.get(place.relative_to(settings.data).parts[0]) if place.is_relative_to(settings.data) and place != settings.data else None
-    if made: return UserError(name, "no such file or folder", f"make it with: paleotrain run {made}")
+    if made: return UserError(name, "no such file or folder", f"make it with: paleotrain run {made}, as in --preset {made}_demo")
     if Path(name).expanduser().is_absolute(): return UserError(name, "no such file or folder", "check the path")
     places = dict.fromkeys((Path.cwd(), settings.root)) # both, unless they are the same
     return UserError(name, f"no such file or folder in {' or '.join(map(str, places))}", "check the path")
