@@ -17,7 +17,6 @@ from .core import Settings, read_json, write_json
 from .corpus import find_terms
 from .dapt import Base, DaptData, base_path
 from .evaluation import METRICS, batch_tokens, cloze, export_model, judged, metric_rows, set_claim, term_rows, write_samples
-from .locate import base_path
 from .loop import memory_gb
 from .metrics import Scores, score
 from .models import LoadedModel, load_mlm, pick_device
