@@ -27,8 +27,8 @@ from .conversations import Conversation
 from .core import Settings, UserError, atomic_dir, located, read_json, sha256, sha256_file, shown_path, write_json
 from .examples import Example, encode, example_nats, shifted
 from .four_bit import held, load_base, raw
+from .locate import base_path
 from .models import LoadedModel, pick_device, pick_precision
-from .sets import base_path
 from .store import full_disk
 
 # %% ../nbs/13_adapters.ipynb #79e43bae

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['LETTERS', 'WORD', 'Key', 'character_units', 'token_units', 'chunk_bounds', 'encode_document', 'tokenizer_hash',
            'write_chunks', 'draw_units', 'hidden_endings', 'WordMasker', 'ChunkMix', 'Mix', 'BatchOrder', 'Rows',
-           'batch_loader']
+           'deaf', 'batch_loader']
 
 # %% ../nbs/04_batches.ipynb #c1d35112
 import json
 import math
 import os
 import re
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -275,6 +276,8 @@ class Rows(Dataset[tuple[Key, Any]]):
 
     def __getitem__(self, key: Key) -> tuple[Key, Any]: return key, self.mix[key]
 
+def deaf(_worker: int) -> None: signal.signal(signal.SIGINT, signal.SIG_IGN) # a loader process; the training decides when to stop
+
 def batch_loader(
     mix: Mix,
     collate: Callable[[Any], dict[str, torch.Tensor]], # rows to a batch, such as `WordMasker`
@@ -284,5 +287,5 @@ def batch_loader(
 ) -> DataLoader[Any]:
     "A DataLoader over the run's remaining micro-batches."
     if mix.batches_per_epoch == 0: raise UserError("corpus", "no chunk to train on", "give more text")
-    return DataLoader(Rows(mix), batch_sampler=BatchOrder(mix, total, start), collate_fn=collate, num_workers=workers,
+    return DataLoader(Rows(mix), batch_sampler=BatchOrder(mix, total, start), collate_fn=collate, num_workers=workers, worker_init_fn=deaf,
                       pin_memory=torch.cuda.is_available(), generator=torch.Generator()) # its own: an iterator's seed is drawn from it

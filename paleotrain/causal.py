@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from .configurations import FAMILIES
 from .core import UserError
-from .models import LoadedModel, check_base, pick_device, plain_forward
+from .locate import check_base
+from .models import LoadedModel, pick_device, plain_forward
 
 if TYPE_CHECKING: from transformers import PreTrainedConfig, PreTrainedModel
 

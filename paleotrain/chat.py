@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from .configurations import PREFIX
 from .core import UserError
 
@@ -241,6 +239,7 @@ def weigh_tags(
     prefix: str = PREFIX,
 ) -> None:
     "A row for each tag, the mean of the rows of words that describe it; the closing tag ends a text."
+    import torch
     rows = {tokenizer.convert_tokens_to_ids(tag): words for role, tags in chat_tags(prefix).items() for tag, words in zip(tags, MEANING[role], strict=True)}
     if tokenizer.eos_token_id in (ends := end_tokens(model)): return
     if len(tokenizer) > model.get_input_embeddings().num_embeddings: model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

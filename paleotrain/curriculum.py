@@ -27,10 +27,11 @@ from .core import Settings, UserError, atomic_dir, locate, located, read_json, s
 from .documents import ReadReport, expand
 from .evaluation import export_model, write_samples
 from .instructions import Item, read_items, write_items
+from .locate import base_path
 from .mixture import asked, questions
 from .models import pick_device
 from .runs import Run, derive_status, finish, promise, refuse_changed, same_parent
-from .sets import base_path, examples_of, read_chats
+from .sets import examples_of, read_chats
 from .sft import load, plan_sft, prepare, train_sft
 from .sft_judge import USAGE, judge_sft
 from .starting import inner_run

@@ -25,8 +25,9 @@ from .configurations import DaptConfig, TrainConfig
 from .core import Settings, UserError, locate, located, read_json, sha256_file, shown_path
 from .corpus import Splits, Term, load_splits, read_terms, term_pattern
 from .evaluation import batch_tokens, claim, evaluation_windows, fit_windows
+from .locate import check_base
 from .metrics import Window, score
-from .models import LoadedModel, check_base, extend_model, load_mlm, parameter_count, pick_device, pick_precision, usable_positions, use_summed_loss
+from .models import LoadedModel, extend_model, load_mlm, parameter_count, pick_device, pick_precision, usable_positions, use_summed_loss
 from .perplexity import perplexity, unigram_scores
 from .plan import Plan, make_plan
 from .runs import Run, promise, read_events, refuse_changed, same_parent

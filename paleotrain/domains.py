@@ -15,12 +15,12 @@ from typing import Any
 
 from .configurations import DomainsConfig, QloraConfig
 from .core import Settings, UserError, read_json, shown_path, write_json
-from .domain_sets import domain_names, prepare, prepared_folder
+from .domain_sets import prepare, prepared_folder
 from .evaluation import claim
+from .locate import base_path, domain_names
 from .qlora import FORGOTTEN, load, plan_qlora, train_qlora
 from .qlora_judge import judge_qlora
 from .runs import Run, derive_status, finish, minutes_between, promise, read_events, write_table
-from .sets import base_path
 from .starting import inner_run
 
 # %% ../nbs/13_qlora_over_domains.ipynb #64313b6f

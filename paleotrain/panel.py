@@ -16,8 +16,8 @@ from .causal import load_causal
 from .chat import has_chat
 from .configurations import Sampling
 from .core import Settings, UserError, validated
-from .evaluate import model_folder
 from .generate import Generated
+from .locate import model_folder
 from .models import LoadedModel, pick_device
 from .runs import derive_status
 from .write import answers

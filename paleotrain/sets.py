@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SftData', 'set_name', 'lesson_of', 'read_chats', 'read_sets', 'read_general', 'prompts_of', 'with_room',
-           'ready_tokenizer', 'base_path', 'examples_of', 'overlap']
+           'ready_tokenizer', 'examples_of', 'overlap']
 
 # %% ../nbs/11_sets.ipynb #3b59afc2
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,6 @@ from .configurations import SftConfig
 from .conversations import Conversation, read_conversations
 from .core import Settings, UserError, locate, located, sha256_file, shown_path, stable_fraction
 from .documents import ReadReport, expand, read_documents
-from .evaluate import model_folder
 from .examples import Prepared, prepare_examples
 from .instructions import Item, read_items
 from .mixture import asked, questions
@@ -109,12 +108,6 @@ def ready_tokenizer(tokenizer: Any, config: SftConfig, name: str) -> int:
     return add_chat(tokenizer, config.tag_prefix)
 
 # %% ../nbs/11_sets.ipynb #c981f6df
-def base_path(name: str, settings: Settings) -> str:
-    "The folder of a base, named by its run or its own path, or its hub name; weights are not read yet."
-    if (locate(name, settings) / "model/config.json").is_file(): return str(locate(name, settings) / "model")
-    here = name.startswith((".", "/", "~")) or locate(name, settings).exists() or (settings.runs / name).exists()
-    return name if name.count("/") == 1 and not here else str(model_folder(name, settings, "base_model"))
-
 def examples_of(config: SftConfig, tokenizer: Any, own: Sequence[Conversation], replay: Sequence[Conversation]) -> Prepared:
     "Split, rendered and mixed as the parameters say."
     return prepare_examples(tokenizer, own, replay, limit=config.max_seq_length, too_long=config.too_long, fraction=config.validation_fraction,

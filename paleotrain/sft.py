@@ -28,6 +28,7 @@ from .documents import ReadReport
 from .evaluation import batch_tokens, claim
 from .examples import ExampleMix, Prepared, by_source, leak, nats_per_token, on_side, packed_batch, padded_batch
 from .instructions import Item
+from .locate import base_path
 from .mixture import CLOSE
 from .models import LoadedModel, parameter_count, pick_device, pick_precision
 from .plan import Plan, make_plan
@@ -35,7 +36,7 @@ from .red_lines import crossed
 from .runs import Run, promise, read_events, refuse_changed, same_parent, write_table
 from .scoring import encode, score_texts
 from .sets import SftData as SftData# named here again, for those who use a phase
-from .sets import base_path, examples_of, overlap, prompts_of, read_chats, read_general, read_sets, ready_tokenizer, with_room
+from .sets import examples_of, overlap, prompts_of, read_chats, read_general, read_sets, ready_tokenizer, with_room
 from .starting import frozen
 from .training import Trained, train
 

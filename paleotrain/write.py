@@ -18,9 +18,9 @@ from .causal import load_causal
 from .chat import closing_token, end_tokens, has_chat, render, require_chat
 from .configurations import GenerateConfig, Sampling
 from .core import Settings, UserError, locate, read_json, sha256_file, shown_path, write_json
-from .evaluate import model_folder
 from .evaluation import claim, set_claim, write_samples
 from .generate import Generated, generate, prompt_ids, reading_limit, refuse_long, sample_statistics
+from .locate import model_folder
 from .models import LoadedModel, autocast, parameter_count, pick_device, pick_precision
 from .runs import Run, finish, promise, refuse_changed, same_parent, write_table
 

@@ -3,9 +3,10 @@ import json
 
 from conftest import ROOT, command, events, only_run, options
 
-TINY = {"family": "deberta", "corpus": "data/sample", "test_fraction": 0.2, "validation_fraction": 0.1, "vocab_size": 1200, "hidden_size": 32, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "max_position_embeddings": 128, "max_seq_length": 64, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1,
-        "max_steps": 8, "learning_rate": 3e-3, "logging_steps": 2, "eval_steps": 4, "save_steps": 4, "eval_words": 60, "test_words": 120}
+TINY = {"family": "deberta", "corpus": "data/sample", "test_fraction": 0.2, "validation_fraction": 0.1, "vocab_size": 1200, "hidden_size": 32,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 128, "max_seq_length": 64, "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": 1, "max_steps": 8, "learning_rate": 3e-3, "logging_steps": 2, "eval_steps": 4, "save_steps": 4, "eval_words": 60,
+        "test_words": 120}
 
 
 def test_pretraining_from_scratch_then_recovery_of_its_encoder(runs, tmp_path):
