@@ -1,4 +1,4 @@
-"""Every command of the README, in its order, on a copy of what git has: with the smallest budgets; under PALEOTRAIN_SOAK=1, as `make soak` sets it, as written."""
+"""Every command of the README, in its order, on a copy of what git has: with the smallest budgets; as written where `make soak` runs it."""
 import os
 import re
 import shlex

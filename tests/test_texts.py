@@ -63,7 +63,8 @@ def test_other_files_that_are_missing(bare, monkeypatch):
     mine = "mine/own.txt"
     assert said(expand, [f"{bare.corpora}/{mine}"], bare) == f"{mine}: not in {bare.corpora}; put it there, or set corpora in settings.ini"
     for folder, phase in {"corpus": "prepare", "sft": "prepare", "chat": "chatdata"}.items():
-        assert said(expand, [f"{bare.data}/{folder}/x"], bare).endswith(f"no such file or folder; make it with: paleotrain run {phase}, as in --preset {phase}_demo")
+        message = said(expand, [f"{bare.data}/{folder}/x"], bare)
+        assert message.endswith(f"no such file or folder; make it with: paleotrain run {phase}, as in --preset {phase}_demo")
     monkeypatch.chdir(ROOT)
     assert said(expand, ["no/such"], bare) == f"no/such: no such file or folder in {ROOT}; check the path"
     monkeypatch.chdir(ROOT / "nbs")
