@@ -18,9 +18,9 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
-from .configurations import AdapterConfig
+from .configurations import CONFIGURATIONS, AdapterConfig
 from .core import Settings, UserError, load_settings, locate, read_json
 from .journal import last_step, read_run
 from .lead import resume_command
@@ -63,11 +63,16 @@ def make_parser(settings: Settings) -> argparse.ArgumentParser:
 # %% ../nbs/16_cli.ipynb #49ed03bc
 def parsed(
     value: str, # as typed
-    kind: str = "", # the parameter's annotation in the notebook
+    kind: Any = None, # the parameter's annotation, where there is such a parameter
 ) -> Any:
-    "A value of -p."
-    from papermill.cli import _resolve_type
-    return value if kind in ("str", "list") and value != "None" else _resolve_type(value)
+    "A value of -p: text where the parameter is text or a list of it, else a number or a truth value where it reads as one, as papermill has it."
+    if value == "None": return None
+    if kind in (str, str | None) or get_origin(kind) in (list, Literal) or list[str] in get_args(kind): return value
+    if value in ("True", "False"): return value == "True"
+    for number in (int, float):
+        try: return number(value)
+        except ValueError: continue
+    return value
 
 def from_file(path: str) -> dict[str, Any]:
     "The parameters in a YAML file."
@@ -77,12 +82,11 @@ def from_file(path: str) -> dict[str, Any]:
     if not isinstance(values, dict): raise UserError(path, "no 'name: value' lines in it", "write one parameter a line")
     return values
 
-def given_values(arguments: argparse.Namespace, notebook: Path) -> dict[str, Any]:
+def given_values(arguments: argparse.Namespace) -> dict[str, Any]:
     "What the user set for the run notebook: the file of -f, then -p, then --preset and --resume."
-    from papermill.inspection import inspect_notebook
-    kinds = {name: about["inferred_type_name"] for name, about in inspect_notebook(str(notebook)).items()}
+    fields = CONFIGURATIONS[arguments.phase].model_fields if arguments.phase in CONFIGURATIONS else {}
     values = from_file(arguments.f) if arguments.f is not None else {}
-    values |= {name: parsed(value, kinds.get(name, "")) for name, value in arguments.p}
+    values |= {name: parsed(value, fields[name].annotation if name in fields else None) for name, value in arguments.p}
     values |= {name: value for name, value in (("preset", arguments.preset), ("resume", arguments.resume)) if value is not None}
     for name in ("preset", "resume"):
         if values.get(name) == "": raise UserError(name, "its value is empty", "name one, or leave it out")
@@ -122,9 +126,12 @@ def execute(
 
 # %% ../nbs/16_cli.ipynb #539af720
 def run_phase(arguments: argparse.Namespace, settings: Settings) -> int:
-    "Execute a run notebook; the exit code says how it went."
+    "Check what was given, then execute the run notebook; the exit code says how it went."
+    from paleotrain.inputs import check_run
     notebook = settings.nbs / f"run_{arguments.phase}.ipynb"
-    try: parameters = given_values(arguments, notebook) # papermill takes a second to import
+    try:
+        parameters = given_values(arguments)
+        check_run(arguments.phase, parameters, settings)
     except KeyboardInterrupt as early: return refused(early)
     folder = find_run(parameters["resume"], settings) if parameters.get("resume") else settings.runs / new_run_id(arguments.phase)
     os.environ["PALEOTRAIN_RUN_ID"] = folder.name

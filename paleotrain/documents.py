@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MADE', 'SUFFIXES', 'Paths', 'TEXT_FIELDS', 'MAX_BAD_SHARE', 'STRETCH', 'HEADING', 'WHOLE', 'PAGE', 'about_text',
            'absent', 'expand', 'Document', 'ReadReport', 'undecodable', 'read_lines', 'split_paragraphs',
-           'split_sections', 'clean_wikitext', 'is_wikitext', 'read_documents']
+           'split_sections', 'clean_wikitext', 'is_wikitext', 'read_documents', 'first_document']
 
 # %% ../nbs/01_documents.ipynb #876d0a69
 import codecs
@@ -280,3 +280,8 @@ def read_documents(
             licences.add(document.licence)
             yield document
         entry["licence"] = "; ".join(sorted(filter(None, licences))) or None
+
+def first_document(path: Path) -> Document | None:
+    "The first document of a file, None where it has none; a `UserError`, as from `read_documents`, for a file without any text in it."
+    report = ReadReport(files=[{"bad_lines": []}])
+    return next(_read_jsonl(path, report) if path.suffix.lower() == ".jsonl" else _read_text(path), None)
