@@ -1,6 +1,7 @@
 """Every command of the README, in its order, on a copy of what git has: with the smallest budgets; as written where `make soak` runs it."""
 import os
 import re
+import resource
 import shlex
 import shutil
 import subprocess
@@ -69,6 +70,12 @@ def copy_of_the_project(folder: Path) -> Path:
     return folder
 
 
+def processor_seconds() -> float:
+    """What the processes that have ended so far have used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_commands_are_read_as_a_shell_reads_them():
     text = "```sh\nmake demo   # does it\n\npaleotrain run dapt -p name \"a # b\" \\\n  -p max_steps 2\n```\n```python\nx = 1\n```\n```sh\ncurl x\n```\n"
     first, second, third = commands(text)
@@ -89,10 +96,10 @@ def test_every_command_of_the_readme(tmp_path):
     for command in listed:
         line = to_run(command, makefile)
         if line is None: continue
-        begun = time.monotonic()
+        begun, used = time.monotonic(), processor_seconds()
         ran = subprocess.run(["bash", "-c", line if SOAK else shortened(line)], cwd=project, env=places, capture_output=True, text=True,
                              stdin=subprocess.DEVNULL, timeout=1800)
-        done.append(f"{time.monotonic() - begun:7.1f} s  exit code {ran.returncode}  {command}")
+        done.append(f"{time.monotonic() - begun:7.1f} s  {processor_seconds() - used:7.1f} s of a core  exit code {ran.returncode}  {command}")
         print(done[-1], flush=True)
         assert ran.returncode == 0, "\n".join([*done, ran.stderr[-3000:]])
     assert len(done) >= 10 and {shlex.split(to_run(command, makefile) or "- - -")[2] for command in listed} >= set(SMALLEST)
