@@ -71,7 +71,7 @@ def check_inputs(config: PhaseConfig, settings: Settings) -> None:
     for name, look in LOOKS.items():
         if value := getattr(config, name, None): look(value, settings)
     if isinstance(config, Controls): look_at_sources(config, settings)
-    elif value := getattr(config, "evaluation", None): look_at_prompts(value, settings)
+    elif isinstance(value := getattr(config, "evaluation", None), list): look_at_prompts(value, settings) # of chatdata it is a number
     if isinstance(config, QloraConfig): domain_names(config, settings)
     if isinstance(config, GenerateConfig) and config.prompt_file and not locate(config.prompt_file, settings).is_file():
         raise UserError(config.prompt_file, "no such file", "check the path")
