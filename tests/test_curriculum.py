@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, command, events, killed_at, only_run, options
+from conftest import ROOT, events, here, killed_at, only_run, options
 
 from paleotrain.core import UserError, load_settings, sha256_file
 
@@ -65,7 +65,7 @@ def in_place(place):
 @pytest.fixture(scope="module")
 def taught(in_place):
     """One whole chain, by the command."""
-    done = command("paleotrain", "run", "curriculum", "-p", "chain", str(write_chain(in_place)), "-p", "base_model", str(in_place / "base"))
+    done = here("run", "curriculum", "-p", "chain", str(write_chain(in_place)), "-p", "base_model", str(in_place / "base"))
     assert done.returncode == 0, done.stderr[-3000:]
     return only_run(in_place / "runs"), done
 
@@ -156,7 +156,7 @@ def test_a_missed_gate_ends_the_chain(taught, in_place):
     """Gates are no part of a key, so alpha is taken over and judged by the new one."""
     chain = write_chain(in_place, alpha={"gates": {"exact": 1.0}})
     before = set((in_place / "runs").iterdir())
-    done = command("paleotrain", "run", "curriculum", "-p", "chain", str(chain), "-p", "base_model", str(in_place / "base"))
+    done = here("run", "curriculum", "-p", "chain", str(chain), "-p", "base_model", str(in_place / "base"))
     (folder,) = set((in_place / "runs").iterdir()) - before
     assert done.returncode == 1
     said = done.stderr.strip().splitlines()[-1]
@@ -177,7 +177,7 @@ def test_a_killed_chain_goes_on_inside_its_phase(taught, in_place, tmp_path, mon
     from paleotrain.runs import derive_status
     assert [derive_status(folder / part) for part in (".", "phases/alpha", "phases/beta")] == ["interrupted", "finished", "interrupted"]
     alpha = (folder / "phases/alpha/manifest.json").read_bytes()
-    done = command("paleotrain", "run", "curriculum", "--resume", folder.name)
+    done = here("run", "curriculum", "--resume", folder.name)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "phase 1 of 3: alpha has finished before" in done.stdout and (folder / "phases/alpha/manifest.json").read_bytes() == alpha
     attempts = json.loads((folder / "phases/beta/manifest.json").read_text())["attempts"]

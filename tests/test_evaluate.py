@@ -5,7 +5,7 @@ import math
 import re
 
 import pytest
-from conftest import command, events, options
+from conftest import events, here, options
 
 PAGES = [f"The trilobite Olenus lived in bed {i} of the black shale.\n\nIts moults lie there, {i % 5} of them, and shells of the sea.\n" * 2 for i in range(24)]
 
@@ -41,7 +41,7 @@ def test_a_causal_run_is_judged_by_the_command_and_the_report_shows_it(runs, tmp
     from paleotrain.core import sha256_file, write_json
     write_json(run / "request.json", {})
     write_json(run / "manifest.json", {"report": "causal", "inputs": [{"path": "pages.jsonl", "sha256": sha256_file(corpus), "splits": ["train", "test"]}]})
-    done = command("paleotrain", "evaluate", run.name, "--data", str(corpus))
+    done = here("evaluate", run.name, "--data", str(corpus))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Reads the text better than a compressor" in done.stdout
     (folder,) = runs.glob("evaluate-*")
@@ -73,7 +73,7 @@ def test_a_causal_run_is_judged_by_the_command_and_the_report_shows_it(runs, tmp
 
 
 def test_the_command_sends_a_masked_model_to_its_own(runs):
-    done = command("paleotrain", "run", "evaluate", *options({"model": "artifacts/tiny-base", "text": "x"}))
+    done = here("run", "evaluate", *options({"model": "artifacts/tiny-base", "text": "x"}))
     assert done.returncode == 2 and done.stderr.strip().splitlines()[-1] == (
         "error: artifacts/tiny-base: a masked language model, which predicts no next token; judge its run with: "
         "paleotrain evaluate artifacts/tiny-base --data FILES"), done.stderr[-2000:]

@@ -1,7 +1,7 @@
 """run_pretrain.ipynb end to end, from scratch and as the recovery of a base without a head."""
 import json
 
-from conftest import ROOT, command, events, only_run, options
+from conftest import ROOT, events, here, only_run, options
 
 TINY = {"family": "deberta", "corpus": "data/sample", "test_fraction": 0.2, "validation_fraction": 0.1, "vocab_size": 1200, "hidden_size": 32,
         "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 128, "max_seq_length": 64, "per_device_train_batch_size": 16,
@@ -10,7 +10,7 @@ TINY = {"family": "deberta", "corpus": "data/sample", "test_fraction": 0.2, "val
 
 
 def test_pretraining_from_scratch_then_recovery_of_its_encoder(runs, tmp_path):
-    done = command("paleotrain", "run", "pretrain", *options(TINY))
+    done = here("run", "pretrain", *options(TINY))
     assert done.returncode == 0, done.stderr[-3000:]
     folder = only_run(runs)
     losses = [e["loss"] for e in events(folder) if e["kind"] == "train"]
@@ -19,7 +19,7 @@ def test_pretraining_from_scratch_then_recovery_of_its_encoder(runs, tmp_path):
     encoder = tmp_path / "encoder"
     AutoModelForMaskedLM.from_pretrained(folder / "model").deberta.save_pretrained(encoder)
     AutoTokenizer.from_pretrained(folder / "model").save_pretrained(encoder)
-    again = command("paleotrain", "run", "pretrain", *options(TINY | {"family": "auto", "base_model": encoder, "max_steps": 2}))
+    again = here("run", "pretrain", *options(TINY | {"family": "auto", "base_model": encoder, "max_steps": 2}))
     assert again.returncode == 0, again.stderr[-3000:]
     (recovered,) = set(runs.glob("pretrain-*")) - {folder}
     assert json.loads((recovered / "manifest.json").read_text())["parent"]["head"] == "absent"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import command, events, only_run, options, train_process
+from conftest import events, here, only_run, options, train_process
 
 LETTERS = "abdehilnortuw"
 WORDS = [a + b + c for a in LETTERS for b in LETTERS for c in LETTERS]
@@ -89,7 +89,7 @@ def table(folder: Path, name: str) -> list[dict]:
 
 
 def test_run_sft_from_conversations_to_a_report(runs, given):
-    done = command("paleotrain", "run", "sft", *options(given | {"target_exact": 0.9}))
+    done = here("run", "sft", *options(given | {"target_exact": 0.9}))
     assert done.returncode == 0, done.stderr[-3000:]
     folder = only_run(runs)
     manifest = json.loads((folder / "manifest.json").read_text())
