@@ -24,7 +24,6 @@ from .configurations import CONFIGURATIONS, AdapterConfig
 from .core import Settings, UserError, load_settings, locate, read_json
 from .journal import last_step, read_run
 from .lead import resume_command
-from .report import render_report
 from .report_terminal import claims_table, compare_runs
 from .runs import derive_status, find_run, new_run_id, read_events
 
@@ -164,7 +163,9 @@ def conclude(folder: Path, error: BaseException | None) -> int:
     name, text = told(error)
     stopped = name == "Stopped" # by the run's own rules: all is written, the report too
     if error and not stopped or not (folder / "report.html").exists():
-        try: render_report(folder)
+        try:
+            from paleotrain.report import render_report # matplotlib takes a second: not before a typo is answered
+            render_report(folder)
         except Exception as failure: print(f"no report: {type(failure).__name__}: {str(failure).splitlines()[-1]}", file=sys.stderr)  # noqa: BLE001 - a report never changes a run's end
     if (folder / "claims.json").exists(): print(f"\n{claims_table(folder)}")
     print(f"\nreport: {folder / 'report.html'}")
@@ -230,7 +231,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = make_parser(settings).parse_args(arguments)
         if given.command == "run": return run_phase(given, settings)
         if given.command == "runs": print(list_runs(settings))
-        if given.command == "report": print(render_report(find_run(given.run, settings)))
+        if given.command == "report":
+            from paleotrain.report import render_report
+            print(render_report(find_run(given.run, settings)))
         if given.command == "compare": print(compare_runs([find_run(name, settings) for name in given.runs]))
         if given.command == "merge": print(merged(given, settings))
         if given.command == "memory": print(planned(given))
