@@ -1,8 +1,8 @@
-# venv  demo  test  lab  bench
+# venv  demo  test  lab  bench  soak
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv demo test check lab bench readme
+.PHONY: venv demo test check lab bench soak readme
 
 venv: .venv/.done
 
@@ -31,6 +31,9 @@ bench: venv
 	$(BIN)/python tests/bench.py
 	$(BIN)/python tests/bench_prepare.py
 	$(BIN)/python tests/bench_scratch.py
+
+soak: venv  ## every command of the README as it is written, about twenty minutes
+	PALEOTRAIN_SOAK=1 $(BIN)/python -m pytest tests/test_readme.py -s
 
 readme: venv  ## README.md from nbs/index.ipynb
 	$(BIN)/python tests/house.py --write-readme

@@ -123,17 +123,19 @@ def _part(seen: list[_Seen], training: dict[str, array], named: Iterable[str], s
 
 # %% ../nbs/02_corpus.ipynb #bbe508f5
 def _how(named: Mapping[str, list[Path]], shares: Mapping[str, float], seed: int) -> str:
-    parts = [f"{split} from {', '.join(path.name for path in named[split])}" if split in named else f"{100*share:g} % {split}"
-             for split, share in shares.items()]
+    def shown(paths: list[Path]) -> str: # files of one name, each with its folder
+        double = len({path.name for path in paths}) < len(paths)
+        return ", ".join(f"{path.parent.name}/{path.name}" if double else path.name for path in paths)
+    parts = [f"{split} from {shown(named[split])}" if split in named else f"{100*share:g} % {split}" for split, share in shares.items()]
     return f"By document, a publication (pub_id) or a text never on two sides: {', '.join(parts)}, the rest training; seed {seed}."
 
 # %% ../nbs/02_corpus.ipynb #a4aff0aa
-def prepared_files(corpus: Paths, settings: Settings) -> dict[str, Path]:
-    "The three splits of a prepared corpus; empty for any other."
-    names = [corpus] if isinstance(corpus, str | Path) else list(corpus)
-    folder = locate(names[0], settings) if len(names) == 1 else Path()
-    files = {split: folder / f"{split}.jsonl" for split in SPLITS}
-    return files if (folder / "manifest.json").is_file() and all(path.is_file() for path in files.values()) else {}
+def prepared_files(corpus: Paths, settings: Settings) -> dict[str, list[Path]]:
+    "The three splits of prepared corpora; empty where one of the names is any other text."
+    folders = [locate(name, settings) for name in ([corpus] if isinstance(corpus, str | Path) else corpus)]
+    files = {split: [folder / f"{split}.jsonl" for folder in folders] for split in SPLITS}
+    there = [path.is_file() for paths in (*files.values(), [folder / "manifest.json" for folder in folders]) for path in paths]
+    return files if there and all(there) else {}
 
 # %% ../nbs/02_corpus.ipynb #9c605e98
 def load_splits(

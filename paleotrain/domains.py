@@ -52,7 +52,7 @@ def prepare_domains(run: Run, config: DomainsConfig, settings: Settings) -> list
     for number, name in enumerate(config.domains, 1):
         names = domain_names(QloraConfig(domain=name), settings)
         folder = prepared_folder(names, settings)
-        if not folder: raise UserError("domains", f"{name} has no test.jsonl", "make it with: paleotrain run prepare --preset prepare_all")
+        if not folder: raise UserError("domains", f"{name} has no test.jsonl", "make it with: paleotrain run prepare, as in --preset prepare_demo")
         counts = {split: (folder / f"{split}.jsonl").read_bytes().count(b"\n") for split in ("train", "test")}
         if not all(counts.values()):
             raise UserError("domains", f"{name} has {counts['train']} training and {counts['test']} test conversations", "give it some, or leave it out")

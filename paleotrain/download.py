@@ -250,9 +250,8 @@ def _fetch_one(entry: Download, source: Downloadable, controls: Controls, settin
     raise MissingSource(path, "not there, and no address is known", f"set {entry.environment} to its address, or put the file there")
 
 def fetch(source: Downloadable, controls: Controls, settings: Settings) -> list[Path]:
-    "The downloads of a source, fetched where they are not there; none where it has files of its own. `MissingSource` says how to get what is missing."
-    if found_elsewhere(source, settings): return []
-    if not source.download: raise MissingSource(source.name, f"no file at {' or '.join(source.files)}", "put it there, or mend the path")
+    "The downloads of a source, fetched where they are not there; none where it has files of its own, or nothing to fetch. `MissingSource` says what to do."
+    if found_elsewhere(source, settings) or not source.download: return []
     try: return [_fetch_one(entry, source, controls, settings) for entry in source.download]
     except MissingSource as error:
         reason = barred(source, controls)

@@ -62,5 +62,5 @@ def domain_names(config: QloraConfig, settings: Settings) -> list[str]:
     if not config.domain: raise UserError("domain", "not named", f"choose from {', '.join(there)}" if there else "name one, and its data")
     if config.domain not in there:
         raise UserError("domain", f"no data for {config.domain!r} in {shown_path(settings.data / 'sft', settings)}",
-                        f"choose from {', '.join(there)}" if there else "make it with: paleotrain run prepare --preset prepare_all, or name data")
+                        f"choose from {', '.join(there)}" if there else "make it with: paleotrain run prepare, as in --preset prepare_demo, or name data")
     return [str(settings.data / "sft" / config.domain)]

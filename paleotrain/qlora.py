@@ -127,7 +127,7 @@ def plan_qlora(run: Run, config: QloraConfig, data: DomainData, loaded: LoadedMo
     plan.rows += [("trained", f"{about['parameters'] / whole:.2%}", f"of {whole:,}: rank {config.lora_r} on {about['layers']} layers"),
                   ("base", f"{about['base_bytes'] / 1e6:,.1f} MB", f"{config.quantization}; {about['base_full_bytes'] / 1e6:,.1f} MB in full"),
                   ("precision", config.precision, f"on {config.device}; {run.manifest['config']['precision']['origin']}"), ("optimizer", config.optim, "")]
-    if data.general and (stretches := sum(len(text) for _, text in data.general) // 2000) < FEW_UNITS:
+    if data.general and (stretches := sum(max(1, len(text) // 2000) for _, text in data.general)) < FEW_UNITS:
         plan.problems.append(f"about {stretches} stretches of general text are too few to decide a claim ({FEW_UNITS} are needed): raise general_words")
     if any(cut.values()):
         lost = f"{cut['prompts']:,} questions lost their beginning and {cut['answers']:,} answers their end"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'READERS', 'TEXTS', 'Item', 'Make', 'Download', 'Source', 'sources', 'read_source', 'plain_source',
-           'source_files', 'Record', 'examples', 'id_of', 'unwritable', 'read_rows', 'read_records']
+           'how_to_get', 'source_files', 'Record', 'examples', 'id_of', 'unwritable', 'read_rows', 'read_records']
 
 # %% ../nbs/01_sources.ipynb #1620315c
 import glob
@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from .core import PhaseConfig, Settings, UserError, locate, located, refuse_unknown, sha256_file
-from .documents import MAX_BAD_SHARE, ReadReport, undecodable
+from .documents import MAX_BAD_SHARE, ReadReport, absent, undecodable
 from .download import MissingSource
 from .formats import TABLES, Layout, Row, Skip, UnknownLayout
 from .mapping import Example, Turns, answered, dialogue, fill, has, named, pair, replaced, shown
@@ -114,6 +114,15 @@ def _named(name: str, settings: Settings) -> list[Path]:
             raise UserError(path, f"a link that leads out of {base}, to {path.resolve()}", "name that file itself, or take the link away")
     return files
 
+def how_to_get(source: Source, missing: Sequence[str], settings: Settings) -> str:
+    "What to do about files that are not there: what they are and where they come from, or the command that makes them."
+    if not source.homepage:
+        fix = str(absent(missing[0], settings)).rpartition("; ")[2]
+        return f"{fix}; read are {' '.join(SUFFIXES)}" if fix == "check the path" else fix
+    about = f"{source.title} ({source.licence}); " if source.title and source.licence else ""
+    ours = any(locate(name, settings).is_relative_to(settings.corpora) for name in missing)
+    return f"{about}get it from {source.homepage}{' and put it there, or set corpora in settings.ini' if ours else ''}"
+
 def source_files(source: Source, settings: Settings) -> list[Path]:
     "The files of a source, each once, sorted within each name; downloads count where nothing else is there."
     downloads = settings.data / "downloads"
@@ -122,9 +131,7 @@ def source_files(source: Source, settings: Settings) -> list[Path]:
     found = {name: _named(name, settings) for name in names if name not in fetched}
     if not any(found.values()) and fetched: found = {name: _named(name, settings) for name in fetched}
     missing = [name for name, files in found.items() if not files]
-    if missing:
-        fix = f"get it from {source.homepage}" if source.homepage else "check the path; read are " + " ".join(SUFFIXES)
-        raise MissingSource(source.name, f"no file at {', '.join(missing)}", fix)
+    if missing: raise MissingSource(source.name, f"no file at {', '.join(missing)}", how_to_get(source, missing, settings))
     return list({path.resolve(): path for files in found.values() for path in files}.values())
 
 # %% ../nbs/01_sources.ipynb #1461ae61

@@ -1,10 +1,11 @@
-"""Checks of the house itself: modules in step with notebooks, README with index, imports one way, every notebook tested.
+"""Checks of the house itself: modules in step with notebooks, README with index, links that lead somewhere, imports one way, every notebook tested.
 
     python tests/house.py                   all checks that train nothing
     python tests/house.py --notebooks       nbdev_test on all library notebooks, and that none was left out
     python tests/house.py --write-readme    README.md from nbs/index.ipynb
 """
 import json
+import posixpath
 import re
 import shutil
 import subprocess
@@ -47,17 +48,35 @@ def modules_out_of_step(root: Path = ROOT) -> list[str]:
     return [f"paleotrain/{n} is out of step with its notebook: run nbdev-export" for n in sorted(fresh | ours) if fresh.get(n) != ours.get(n)]
 
 
+LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)") # the target of a link or an image in Markdown that is a file
+
+
 def readme() -> str:
-    """README.md as nbconvert makes it from the index notebook, image paths counted from the root."""
+    """README.md as nbconvert makes it from the index notebook, with links counted from the root."""
     from nbconvert import MarkdownExporter
     text, _ = MarkdownExporter().from_filename(str(ROOT / "nbs/index.ipynb"))
-    return text.replace("](images/", "](nbs/images/").strip() + "\n"
+    return LINK.sub(lambda link: posixpath.normpath(f"nbs/{link[1]}"), text).strip() + "\n"
 
 
 def readme_out_of_step() -> list[str]:
     same = (ROOT / "README.md").read_text(encoding="utf-8") == readme()
     long = [f"README.md has {n} lines, more than 120"] if (n := len(readme().splitlines())) > 120 else []
     return long + ([] if same else ["README.md is out of step with nbs/index.ipynb: run make readme"])
+
+
+def text_of(page: Path) -> str:
+    """What a page says: a Markdown file, or the Markdown of a notebook."""
+    if page.suffix == ".md": return page.read_text(encoding="utf-8")
+    return "\n".join(source(c) for c in cells(page) if c["cell_type"] == "markdown")
+
+
+def dead_links(root: Path = ROOT) -> list[str]:
+    """Local links of the pages a reader begins with that lead to no file, and chapters that the index does not link to."""
+    pages = [root / "README.md", root / "CONTRIBUTING.md", root / "nbs/index.ipynb", *sorted((root / "nbs").glob("guide_*.ipynb"))]
+    found = [f"{page.name}: the link to {target} leads nowhere" for page in pages for target in LINK.findall(text_of(page))
+             if not (page.parent / target).exists()]
+    linked = LINK.findall(text_of(root / "nbs/index.ipynb"))
+    return found + [f"index.ipynb has no link to {n.name}" for n in sorted((root / "nbs").glob("[0-9]*.ipynb")) if n.name not in linked]
 
 
 def import_order(folder: Path = ROOT / "nbs") -> list[str]:
@@ -110,8 +129,8 @@ def test_notebooks() -> int:
 def main() -> int:
     if "--write-readme" in sys.argv: return not (ROOT / "README.md").write_text(readme(), encoding="utf-8")
     if "--notebooks" in sys.argv: return test_notebooks()
-    found = [*modules_out_of_step(), *readme_out_of_step(), *import_order(), *skipped_but_untested(), *large_or_dirty()]
-    print(*found, sep="\n") if found else print("house: modules, README, imports and notebook list are in order")
+    found = [*modules_out_of_step(), *readme_out_of_step(), *dead_links(), *import_order(), *skipped_but_untested(), *large_or_dirty()]
+    print(*found, sep="\n") if found else print("house: modules, README, links, imports and notebook list are in order")
     return bool(found)
 
 

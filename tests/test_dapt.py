@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import BIN, QUICK, ROOT, SMALL, command, events, here, only_run, options
+from conftest import BIN, QUICK, ROOT, command, events, here, only_run, options
 
 from paleotrain.runs import derive_status, find_run
 
@@ -18,7 +18,7 @@ def files(folder: Path) -> set[str]:
 
 
 def test_command_leaves_a_whole_run(runs):
-    done = command("paleotrain", "run", "dapt", *options(SMALL))
+    done = command("paleotrain", "run", "dapt", *options(QUICK | {"test_words": 120, "general": "data/sample/general.jsonl"}))
     assert done.returncode == 0, done.stderr[-2000:]
     folder = only_run(runs)
     manifest = json.loads((folder / "manifest.json").read_text())
