@@ -20,7 +20,8 @@ SOAK = bool(os.environ.get("PALEOTRAIN_SOAK"))
 STEPS = {"max_steps": 2, "logging_steps": 1, "eval_steps": 2, "save_steps": 2}
 ADAPTER = STEPS | {"eval_items": 20, "answer_tokens": 4}
 SMALLEST = { # by phase, what is said behind a command where there is no time for all of it
-    "dapt": STEPS | {"eval_words": 60, "test_words": 200, "term_occurrences": 1},
+    "dapt": STEPS | {"eval_words": 20, "test_words": 20, "term_occurrences": 1, "terms": "tests/terms.csv", "max_seq_length": 64,
+                     "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1},
     "prepare": {}, "tokenizer": {"kind": "bpe"}, "chatdata": {"max_examples": 200, "evaluation": 20},
     "pretrain": STEPS | {"eval_words": 200, "test_words": 500, "sample_tokens": 4}, "generate": {"max_new_tokens": 4, "num_sequences": 1},
     "evaluate": {"max_documents": 3, "max_new_tokens": 4},
