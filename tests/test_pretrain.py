@@ -64,3 +64,16 @@ def test_tiny_base_beats_half_of_a_unigram_model_on_real_text():
     before = unigram_scores(tiny.tokenizer, (d.text for d in splits.documents("train")), windows)
     result = compare(before, score(tiny.model, tiny.tokenizer, windows))
     assert result.change_high < -0.5, result
+
+
+def test_a_text_file_and_nothing_else_becomes_a_small_causal_model(runs, tmp_path):
+    """No family is named: what suits the text and the machine is chosen, said, frozen in the run, and trained."""
+    (tmp_path / "novel.txt").write_text("".join(f"It was a dark night, and {n} ships lay in the bay of {n % 7} winds.\n" for n in range(900)))
+    done = here("run", "pretrain", *options({"corpus": tmp_path / "novel.txt", "max_steps": 3, "eval_words": 40, "test_words": 40, "sample_tokens": 4}))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "no family was named: a llama of about 0.1M parameters with a character tokenizer, which suits 0.06 MB of text" in done.stdout
+    manifest = json.loads((only_run(runs) / "manifest.json").read_text())
+    assert manifest["report"] == "causal" and manifest["parent"]["family"] == "llama" and 80_000 < manifest["parent"]["parameters"] < 120_000
+    config = manifest["config"]
+    assert (config["family"]["value"], config["family"]["origin"], config["max_steps"]["origin"]) == ("llama", "suits text and machine", "you")
+    assert config["per_device_train_batch_size"]["value"] * config["gradient_accumulation_steps"]["value"] == 32 # not the 128 rows of a GPU
