@@ -1,9 +1,11 @@
 """What the end-to-end tests share: a place for runs, small parameters, and the command."""
 import contextlib
+import csv
 import io
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -97,6 +99,19 @@ def only_run(runs: Path) -> Path:
     return folder
 
 
+def wait_for(condition, process, seconds: int = 240) -> None:
+    """Poll until the condition holds, while the process is at work."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, "the process ended or hung too early"
+        time.sleep(0.1) # polling, with a limit
+
+
+def table(folder: Path, name: str) -> list[dict[str, str]]:
+    """A table of a run, as text."""
+    with (folder / f"tables/{name}.csv").open(encoding="utf-8", newline="") as file: return list(csv.DictReader(file))
+
+
 def events(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().split("\n") if line]
 
@@ -154,6 +169,9 @@ def examples(notebook: str) -> dict:
     for cell in json.loads((ROOT / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]:
         if "example" in cell["metadata"].get("tags", []): exec("".join(cell["source"]), names)
     return names
+
+
+def sections(page: str) -> list[str]: return re.findall(r"<h2[^>]*>([^<]+)", page)
 
 
 def page_of(folder: Path) -> str:

@@ -5,12 +5,11 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import BIN, QUICK, ROOT, command, here, only_run, options
+from conftest import BIN, QUICK, ROOT, command, here, only_run, options, wait_for
 from filelock import FileLock
 
 from paleotrain.cli import request_stop
@@ -30,13 +29,6 @@ def finished(tmp_path_factory):
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def wait_for(condition, process, seconds=240):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None and time.monotonic() < end, "the command ended or hung too early"
-        time.sleep(0.1) # polling, with a limit
 
 
 def kernels(process) -> list[psutil.Process]:

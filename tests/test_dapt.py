@@ -3,11 +3,10 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
-from conftest import BIN, QUICK, ROOT, command, events, here, only_run, options
+from conftest import BIN, QUICK, ROOT, command, events, here, only_run, options, wait_for
 
 from paleotrain.runs import derive_status, find_run
 
@@ -66,13 +65,6 @@ def test_papermill_and_command_leave_the_same_files(runs, tmp_path):
     wanted = left[folder_of("command, root", here("run", "dapt", *given))]
     folder_of("command, nbs", here("run", "dapt", *given, cwd=ROOT / "nbs"))
     assert len(left) == 4 and len({frozenset(found) for found in left.values()}) == 1, {folder.name: found ^ wanted for folder, found in left.items()}
-
-
-def wait_for(condition, process, seconds=240):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None and time.monotonic() < end, "the run ended or hung before it trained"
-        time.sleep(0.2) # polling, with a limit
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

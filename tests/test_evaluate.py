@@ -1,11 +1,10 @@
 """run_evaluate.ipynb and report_evaluate.ipynb end to end: a tiny model made here, judged by the command and against itself, and what is refused."""
-import csv
 import json
 import math
 import re
 
 import pytest
-from conftest import events, here, options
+from conftest import events, here, options, table
 
 PAGES = [f"The trilobite Olenus lived in bed {i} of the black shale.\n\nIts moults lie there, {i % 5} of them, and shells of the sea.\n" * 2 for i in range(24)]
 
@@ -28,10 +27,6 @@ def pages(tmp_path, extra=""):
     path = tmp_path / "pages.jsonl"
     path.write_text("".join(json.dumps({"doc_id": f"page{i}", "text": page + extra}) + "\n" for i, page in enumerate(PAGES)))
     return path
-
-
-def table(folder, name):
-    with (folder / f"tables/{name}.csv").open(newline="") as file: return list(csv.DictReader(file))
 
 
 def test_a_causal_run_is_judged_by_the_command_and_the_report_shows_it(runs, tmp_path):

@@ -1,5 +1,4 @@
 """Domain adapters: run_qlora.ipynb in real four bits, exact resume, TRL's first step, plain PEFT, the merge, the chain over domains, what is refused."""
-import csv
 import json
 import os
 import shutil
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import events, here, killed_at, only_run, options, train_process
+from conftest import events, here, killed_at, only_run, options, table, train_process
 
 TINY = {"max_seq_length": 64, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 3e-3, "max_steps": 12, "logging_steps": 3,
         "eval_steps": 4, "save_steps": 4, "early_stopping_patience": None, "precision": "fp32", "device": "cpu", "answer_tokens": 8, "lora_r": 32, "seed": 5}
@@ -52,10 +51,6 @@ def given(runs, tmp_path, monkeypatch) -> dict:
     for name in ANSWERS: prepared(tmp_path / "data", name)
     (tmp_path / "general.txt").write_text("The river is wide and blue. " * 400)
     return TINY | {"domain": "rivers", "base_model": str(saved_base(tmp_path / "base")), "general": str(tmp_path / "general.txt"), "general_words": 300}
-
-
-def table(folder: Path, name: str) -> list[dict]:
-    with (folder / f"tables/{name}.csv").open(newline="") as file: return list(csv.DictReader(file))
 
 
 def test_run_qlora_from_a_domain_to_an_adapter(runs, given, tmp_path):

@@ -1,5 +1,4 @@
 """Chat phases: run_sft.ipynb end to end on a tiny model made here, exact gradients, a kill and a resume, red lines, and what is refused."""
-import csv
 import json
 import os
 import signal
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import events, here, only_run, options, train_process
+from conftest import events, here, only_run, options, table, train_process
 
 LETTERS = "abdehilnortuw"
 WORDS = [a + b + c for a in LETTERS for b in LETTERS for c in LETTERS]
@@ -82,10 +81,6 @@ def trained(*parts):
     run, config, loaded, data, plan, mix, collate = parts
     done = train_sft(run, config, loaded, data, plan, mix, collate)
     return done, {claim["id"]: claim for claim in judge_sft(run, config, data, done)}
-
-
-def table(folder: Path, name: str) -> list[dict]:
-    with (folder / f"tables/{name}.csv").open(newline="") as file: return list(csv.DictReader(file))
 
 
 def test_run_sft_from_conversations_to_a_report(runs, given):
