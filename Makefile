@@ -25,7 +25,7 @@ test: check  ## everything: checks, library notebooks, end-to-end tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lab: venv
-	$(BIN)/jupyter lab nbs/index.ipynb
+	$(BIN)/jupyter lab --ServerApp.root_dir=. nbs/index.ipynb
 
 bench: venv
 	$(BIN)/python tests/bench.py

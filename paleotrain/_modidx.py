@@ -858,6 +858,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'paleotrain.loop.Progress.update': ('loop.html#progress.update', 'paleotrain/loop.py'),
                                  'paleotrain.loop.RunCallback': ('loop.html#runcallback', 'paleotrain/loop.py'),
                                  'paleotrain.loop.RunCallback.__init__': ('loop.html#runcallback.__init__', 'paleotrain/loop.py'),
+                                 'paleotrain.loop.RunCallback.close': ('loop.html#runcallback.close', 'paleotrain/loop.py'),
                                  'paleotrain.loop.RunCallback.on_step_end': ('loop.html#runcallback.on_step_end', 'paleotrain/loop.py'),
                                  'paleotrain.loop.RunCallback.on_train_begin': ( 'loop.html#runcallback.on_train_begin',
                                                                                  'paleotrain/loop.py'),

@@ -24,8 +24,6 @@ from .configurations import CONFIGURATIONS, AdapterConfig
 from .core import Settings, UserError, load_settings, locate, read_json
 from .journal import last_step, read_run
 from .lead import resume_command
-from .report import render_report
-from .report_terminal import claims_table, compare_runs
 from .runs import derive_status, find_run, new_run_id, read_events
 
 # %% ../nbs/16_cli.ipynb #f2b8ac54
@@ -161,10 +159,13 @@ def refused(error: BaseException | None) -> int:
 # %% ../nbs/16_cli.ipynb #a8e014f0
 def conclude(folder: Path, error: BaseException | None) -> int:
     "Render the report if the notebook could not, say in one line how the run ended, and return the exit code."
+    from paleotrain.report import render_report # with matplotlib, a second: not before a typo is answered
+    from paleotrain.report_terminal import claims_table
     name, text = told(error)
     stopped = name == "Stopped" # by the run's own rules: all is written, the report too
     if error and not stopped or not (folder / "report.html").exists():
-        try: render_report(folder)
+        try:
+            render_report(folder)
         except Exception as failure: print(f"no report: {type(failure).__name__}: {str(failure).splitlines()[-1]}", file=sys.stderr)  # noqa: BLE001 - a report never changes a run's end
     if (folder / "claims.json").exists(): print(f"\n{claims_table(folder)}")
     print(f"\nreport: {folder / 'report.html'}")
@@ -230,8 +231,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = make_parser(settings).parse_args(arguments)
         if given.command == "run": return run_phase(given, settings)
         if given.command == "runs": print(list_runs(settings))
-        if given.command == "report": print(render_report(find_run(given.run, settings)))
-        if given.command == "compare": print(compare_runs([find_run(name, settings) for name in given.runs]))
+        if given.command == "report":
+            from paleotrain.report import render_report
+            print(render_report(find_run(given.run, settings)))
+        if given.command == "compare":
+            from paleotrain.report_terminal import compare_runs
+            print(compare_runs([find_run(name, settings) for name in given.runs]))
         if given.command == "merge": print(merged(given, settings))
         if given.command == "memory": print(planned(given))
         if given.command == "doctor": return examine(settings)

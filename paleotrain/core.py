@@ -169,7 +169,7 @@ def read_preset(
 def presets(settings: Settings, phase: str | None = None) -> list[str]:
     "Names of all presets, or of those that say they are for a phase."
     names = sorted(path.stem for path in (settings.nbs / "presets").glob("*.yaml"))
-    return [name for name in names if phase in (None, read_preset(name, settings).get("phase"))]
+    return [name for name in names if phase is None or read_preset(name, settings).get("phase") == phase]
 
 # %% ../nbs/00_core.ipynb #51bd2f48
 def validated(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .chain import read_chain
-from .configurations import CONFIGURATIONS, Controls, DaptConfig, EvaluateConfig, GenerateConfig, PretrainConfig, QloraConfig
+from .configurations import CONFIGURATIONS, Controls, DaptConfig, EvaluateConfig, GenerateConfig, PretrainConfig, QloraConfig, SftConfig
 from .conversations import read_conversations
 from .core import PhaseConfig, RUN_PARAMETERS, Settings, UserError, locate, located, read_json, refuse_unknown
 from .corpus import read_terms
@@ -71,7 +71,7 @@ def check_inputs(config: PhaseConfig, settings: Settings) -> None:
     for name, look in LOOKS.items():
         if value := getattr(config, name, None): look(value, settings)
     if isinstance(config, Controls): look_at_sources(config, settings)
-    elif isinstance(value := getattr(config, "evaluation", None), list): look_at_prompts(value, settings) # of chatdata it is a number
+    if isinstance(config, SftConfig): look_at_prompts(config.evaluation, settings)
     if isinstance(config, QloraConfig): domain_names(config, settings)
     if isinstance(config, GenerateConfig) and config.prompt_file and not locate(config.prompt_file, settings).is_file():
         raise UserError(config.prompt_file, "no such file", "check the path")

@@ -202,9 +202,11 @@ class RunCallback(TrainerCallback): # type: ignore[misc]
         self.trainer: Any = None # set once it exists
         self.reason, self.evaluated, self.metric = "", -1, math.inf
         self.loss: float | None = None
+        self.open: list[Any] = [] # what has to be closed, however the training ends
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.tracker, self.progress = Tracker(self.run, self.config), Progress(self.steps, state.global_step, self.run.manifest.get("phase", "train"))
+        self.open = [self.progress, self.tracker]
         self.clock, self.meter = time.perf_counter(), Meter(self.tally, self.config, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -222,5 +224,9 @@ class RunCallback(TrainerCallback): # type: ignore[misc]
         self.clock = time.perf_counter()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.progress.close(); self.tracker.close()
+        self.close()
         self.reason = self.reason or "max_steps reached"
+
+    def close(self) -> None:
+        "Close the bar and the tracker, also of a training that broke off."
+        while self.open: self.open.pop(0).close()

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .core import UserError, atomic_write, load_settings
+from .core import UserError, atomic_write, load_settings, read_json, write_json
 from paleotrain.journal import (
     NARROW, RunRecord, absent, changed, count, duration, esc, filesize, measured, note, number, pair, percent, quantity, read_run, small, table, typeset,
 )
@@ -254,30 +254,31 @@ def shown(
     return str(eval(compile(ast.Expression(ending.value), place, "eval"), names)._repr_html_())
 
 # %% ../nbs/15_report.ipynb #d33c355e
-def report_notebook(run: RunRecord, nbs: Path) -> Any:
+def report_notebook(run: RunRecord, nbs: Path) -> dict[str, Any]:
     "The notebook of this kind of run with what its cells show, and a cell that names the run, so that it can be executed again."
-    import nbformat
     own = nbs / f"report_{run.manifest.get('report') or run.manifest.get('phase')}.ipynb" # a kind of run with sections of its own
     path = own if own.exists() else nbs / "report.ipynb"
-    notebook, names = nbformat.read(path, as_version=4), dict[str, Any]()
-    asked = next(at for at, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
-    given = nbformat.v4.new_code_cell(f"run = {str(run.folder)!r}", metadata={"tags": ["injected-parameters"]})
-    notebook.cells.insert(asked + 1, given)
-    for at, cell in enumerate(notebook.cells):
-        html = shown(cell.source, names, f"{path.name}, cell {at}") if cell.cell_type == "code" else None
-        if html is not None: cell.outputs = [nbformat.v4.new_output("display_data", {"text/html": html})]
-    return notebook
+    notebook, names = read_json(path), dict[str, Any]()
+    asked = next(at for at, cell in enumerate(notebook["cells"]) if "parameters" in cell["metadata"].get("tags", []))
+    given: dict[str, Any] = {"cell_type": "code", "id": "run", "metadata": {"tags": ["injected-parameters"]}, "source": f"run = {str(run.folder)!r}",
+             "execution_count": None, "outputs": []}
+    notebook["cells"].insert(asked + 1, given)
+    for at, cell in enumerate(notebook["cells"]):
+        cell["source"] = "".join(cell["source"])
+        html = shown(cell["source"], names, f"{path.name}, cell {at}") if cell["cell_type"] == "code" else None
+        if html is not None: cell["outputs"] = [{"output_type": "display_data", "data": {"text/html": html}, "metadata": {}}]
+    return dict(notebook)
 
 def render_report(folder: Path) -> Path:
     "Make `report.ipynb` and the self-contained `report.html` of a run, in any state."
-    import nbformat
     from jinja2 import Environment
     folder = folder.resolve()
     run, nbs = read_run(folder), load_settings().nbs
     notebook = report_notebook(run, nbs)
     template = Environment().from_string((nbs / "report_template/index.html.j2").read_text(encoding="utf-8"))
-    page = template.render(cells=notebook.cells, title=f"{run.manifest.get('title') or 'Run'} · {run.manifest.get('run_id', folder.name)}")
-    atomic_write(folder / "report.ipynb", nbformat.writes(notebook) + "\n")
+    title = f"{run.manifest.get('title') or 'Run'} · {run.manifest.get('run_id', folder.name)}"
+    page = template.render(cells=notebook["cells"], title=title)
+    write_json(folder / "report.ipynb", notebook)
     atomic_write(folder / "report.html", page)
     return folder / "report.html"
 

@@ -181,6 +181,7 @@ def train(
         raise UserError("memory", f"the GPU's memory ran out ({str(error).splitlines()[0]})", SMALLER) from None
     finally:
         del model.forward # back to the class's own
+        callback.close()
         callback.trainer = None # the two hold each other, and the optimizer's moments with them
         steps_done, _ = trainer.state.global_step, trainer.accelerator.free_memory()
     if at_once:

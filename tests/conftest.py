@@ -1,11 +1,20 @@
 """What the end-to-end tests share: a place for runs, small parameters, and the command."""
+import contextlib
+import csv
+import io
 import json
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
+import types
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
@@ -16,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 SMALL = {"max_steps": 4, "eval_words": 60, "test_words": 200, "term_occurrences": 1, "logging_steps": 1, "eval_steps": 2, "save_steps": 2,
          "early_stopping_patience": 100} # sixty words are too few to stop by: the runs end at max_steps on every machine
+QUICK = SMALL | {"eval_words": 20, "test_words": 20, "terms": "tests/terms.csv", "general": None, "max_seq_length": 64, "per_device_train_batch_size": 4,
+                 "gradient_accumulation_steps": 1} # where a run's course is tested and not what it measures: a second of judging where SMALL takes thirty
 
 
 @pytest.fixture
@@ -38,32 +49,99 @@ def command(*words: str, cwd: Path = ROOT, timeout: int = 400) -> subprocess.Com
                           stdin=subprocess.DEVNULL)
 
 
+class NotebookError(Exception):
+    """What ended a notebook that was executed here, as papermill tells it."""
+    def __init__(self, error: BaseException):
+        from paleotrain.core import UserError
+        self.ename, self.evalue = type(error).__name__, str(error)
+        self.traceback = [f"UserError: {error}"] if isinstance(error, UserError) else traceback.format_exception(error)
+        super().__init__(f"{self.ename}: {error}")
+
+
+def execute_here(notebook: Path, output: Path, parameters: dict) -> BaseException | None:
+    """A run notebook's cells in this process, as `cli.execute` has papermill and a kernel do it: the same cells, ten seconds less."""
+    import nbformat
+
+    from paleotrain.starting import after_cell
+    cells, names = nbformat.read(notebook, as_version=4), {"__name__": "__main__", "In": [""]}
+    at = next(number for number, cell in enumerate(cells.cells) if "parameters" in cell.metadata.get("tags", []))
+    given = "\n".join(["# Parameters", *(f"{name} = {value!r}" for name, value in parameters.items())])
+    cells.cells.insert(at + 1, nbformat.v4.new_code_cell(given, metadata={"tags": ["injected-parameters"]}))
+    nbformat.write(cells, output)
+    for number, cell in enumerate(cells.cells):
+        if cell.cell_type != "code": continue
+        names["In"].append(cell.source)
+        try: exec(compile(cell.source, f"{notebook.name}, cell {number}", "exec"), names)
+        except BaseException as error:  # noqa: BLE001 - a kernel hands on whatever a cell raises
+            after_cell(types.SimpleNamespace(error_in_exec=error))
+            return NotebookError(error)
+    return None
+
+
+def here(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    """The command in this process, its notebook too; what it prints is caught. Kernels are started where a test is about them, and by test_readme."""
+    from paleotrain import cli
+    from paleotrain.starting import leave_run
+    out, err, kept = io.StringIO(), io.StringIO(), [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        with mock.patch.object(cli, "execute", execute_here), contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try: code = cli.main(list(map(str, words)))
+            except SystemExit as stop: code = stop.code
+    finally:
+        for number, handler in kept: signal.signal(number, handler)
+        os.environ.pop("PALEOTRAIN_RUN_ID", None)
+        leave_run()
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
 def only_run(runs: Path) -> Path:
     (folder,) = [p for p in runs.iterdir() if p.is_dir()]
     return folder
+
+
+def wait_for(condition, process, seconds: int = 240) -> None:
+    """Poll until the condition holds, while the process is at work."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, "the process ended or hung too early"
+        time.sleep(0.1) # polling, with a limit
+
+
+def table(folder: Path, name: str) -> list[dict[str, str]]:
+    """A table of a run, as text."""
+    with (folder / f"tables/{name}.csv").open(encoding="utf-8", newline="") as file: return list(csv.DictReader(file))
 
 
 def events(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().split("\n") if line]
 
 
-DYING = """import json, os, signal, sys
-import paleotrain.loop as loop
-given, die = json.loads(sys.argv[1]), int(sys.argv[2])
-log = loop.log_train
-def dying(callback, step): # kill -9 at a step that is no checkpoint
-    log(callback, step)
-    if step == die: os.kill(os.getpid(), signal.SIGKILL)
-loop.log_train = dying
-"""
+def _trains(script: str, given: dict, die: int, environment: dict, log: str) -> None:
+    """In a process of its own: execute the script, killed with -9 behind step `die`, which is no checkpoint."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2): os.dup2(descriptor, stream)
+    os.environ.clear(); os.environ.update(environment); os.chdir(ROOT)
+    from paleotrain import loop
+    logged = loop.log_train
+    def dying(callback, step):
+        logged(callback, step)
+        if step == die: os.kill(os.getpid(), signal.SIGKILL)
+    loop.log_train = dying
+    exec(script, {"given": given})
 
 
 def train_process(script: str, given: dict, die: int = -1) -> int:
-    """Run a script that trains what is `given` in a process of its own, killed at step `die`; its exit status."""
-    done = subprocess.run([sys.executable, "-c", DYING + script, json.dumps(given), str(die)], cwd=ROOT, capture_output=True, text=True, timeout=400,
-                          env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"})
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
-    return done.returncode
+    """Run a script that trains what is `given` in a process of its own, killed at step `die`; its exit status.
+
+    The processes are forked from a server that has imported torch and has computed nothing.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["paleotrain.qlora_judge", "paleotrain.pretrain_causal", "paleotrain.sft_judge", "transformers.trainer", "peft"])
+    with tempfile.NamedTemporaryFile() as log:
+        process = context.Process(target=_trains, args=(script, json.loads(json.dumps(given)), die, dict(os.environ), log.name))
+        process.start(); process.join(400)
+        assert process.exitcode in (0, -signal.SIGKILL), Path(log.name).read_text()[-3000:]
+    return process.exitcode
 
 
 def killed_at(file: str, runs: Path, *words: str) -> Path:
@@ -91,6 +169,9 @@ def examples(notebook: str) -> dict:
     for cell in json.loads((ROOT / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]:
         if "example" in cell["metadata"].get("tags", []): exec("".join(cell["source"]), names)
     return names
+
+
+def sections(page: str) -> list[str]: return re.findall(r"<h2[^>]*>([^<]+)", page)
 
 
 def page_of(folder: Path) -> str:

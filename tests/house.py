@@ -3,6 +3,7 @@
     python tests/house.py                   all checks that train nothing
     python tests/house.py --notebooks       nbdev_test on all library notebooks, and that none was left out
     python tests/house.py --write-readme    README.md from nbs/index.ipynb
+    python tests/house.py --write-parameters    the parameters cells of the run notebooks from their configurations
 """
 import json
 import posixpath
@@ -112,6 +113,34 @@ def large_or_dirty() -> list[str]:
     return found
 
 
+def parameters_cell(phase: str) -> str:
+    """The parameters of a phase as its run notebook declares them: name, type, and what each is, all None until somebody sets them."""
+    from typing import Literal, get_args, get_origin
+
+    from paleotrain.configurations import CONFIGURATIONS
+    lines = ["preset: str = None  # values for all that is not set here; None: from settings.ini",
+             "resume: str = None  # id of an interrupted run to go on with"]
+    for name, field in CONFIGURATIONS[phase].model_fields.items():
+        kind = next((one for one in get_args(field.annotation) if type(None) in get_args(field.annotation)), field.annotation) # of X | None, X
+        written = "str" if get_origin(kind) is Literal else getattr(get_origin(kind) or kind, "__name__", "str")
+        lines.append(f"{name}: {written} = None  # {field.description}")
+    return "\n".join(lines)
+
+
+def parameters_out_of_step(write: bool = False) -> list[str]:
+    """Run notebooks whose parameters cell is not that of their configuration; mended where asked."""
+    found = []
+    for path in sorted((ROOT / "nbs").glob("run_*.ipynb")):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        cell, wanted = next(c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])), parameters_cell(path.stem.removeprefix("run_"))
+        if source(cell) == wanted: continue
+        found.append(f"{path.name}: its parameters cell is out of step: run tests/house.py --write-parameters")
+        if write:
+            cell["source"] = wanted.splitlines(keepends=True)
+            path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return found
+
+
 def test_notebooks() -> int:
     """nbdev_test, and the comparison it does not make: zero notebooks tested would exit 0."""
     run = subprocess.Popen([BIN / "nbdev_test", "--n-workers", "2", "--do-print"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -129,7 +158,9 @@ def test_notebooks() -> int:
 def main() -> int:
     if "--write-readme" in sys.argv: return not (ROOT / "README.md").write_text(readme(), encoding="utf-8")
     if "--notebooks" in sys.argv: return test_notebooks()
-    found = [*modules_out_of_step(), *readme_out_of_step(), *dead_links(), *import_order(), *skipped_but_untested(), *large_or_dirty()]
+    if "--write-parameters" in sys.argv: print(*parameters_out_of_step(write=True), sep="\n"); return 0
+    found = [*modules_out_of_step(), *readme_out_of_step(), *dead_links(), *import_order(), *parameters_out_of_step(),
+             *skipped_but_untested(), *large_or_dirty()]
     print(*found, sep="\n") if found else print("house: modules, README, links, imports and notebook list are in order")
     return bool(found)
 

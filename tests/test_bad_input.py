@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, command, only_run, options
+from conftest import ROOT, SMALL, command, here, only_run, options
 
 from paleotrain.core import UserError, load_settings, resolve, sha256, stable_fraction
 from paleotrain.dapt import DaptConfig, load_base, prepare
@@ -119,7 +119,7 @@ def test_base_without_a_working_head(tmp_path, headless, words):
 
 
 def test_unknown_parameter_through_the_command(runs):
-    done = command("paleotrain", "run", "dapt", "-p", "max_stesp", "40")
+    done = here("run", "dapt", "-p", "max_stesp", "40")
     assert done.returncode == 2 and not list(runs.glob("dapt-*"))
     assert done.stderr.strip().splitlines()[-1] == "error: max_stesp: no parameter of run_dapt; did you mean max_steps?"
 
@@ -139,19 +139,19 @@ def test_strings_that_are_unambiguous_are_coerced(runs):
 def test_output_place_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PALEOTRAIN_RUNS", str(tmp_path / "file/runs"))
-    done = command("paleotrain", "run", "dapt")
+    done = here("run", "dapt")
     assert done.returncode == 2 and "cannot be made" in done.stderr.strip().splitlines()[-1]
 
 
 def test_run_to_resume_that_does_not_exist(runs):
-    done = command("paleotrain", "run", "dapt", "--resume", "dapt-19990101-000000-0000")
+    done = here("run", "dapt", "--resume", "dapt-19990101-000000-0000")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: dapt-19990101-000000-0000: no such run in")
 
 
 def test_failure_after_the_start_is_recorded_and_reported(runs, tmp_path):
     """A run that has begun and cannot go on is failed, says why, and still has a report."""
-    done = command("paleotrain", "run", "dapt", *options(SMALL | {"corpus": written(tmp_path, "c.jsonl", "")}))
+    done = here("run", "dapt", *options(SMALL | {"corpus": written(tmp_path, "c.jsonl", "")}))
     assert done.returncode == 2 and "c.jsonl" in done.stderr.strip().splitlines()[-1]
     folder = only_run(runs)
     assert derive_status(folder) == "failed" and (folder / "report.html").exists() and (folder / "run.ipynb").exists()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, command, events, only_run, options
+from conftest import ROOT, events, here, only_run, options
 
 SMALL = {"max_examples": 150, "evaluation": 25}
 
@@ -39,7 +39,7 @@ def lessons(tmp_path_factory) -> tuple[Path, Path]:
 
 def test_a_lesson_through_the_command(runs, tmp_path):
     given = {"generator": "echo", "gibberish": "only", "output": tmp_path / "words", **SMALL}
-    done = command("paleotrain", "run", "chatdata", *options(given))
+    done = here("run", "chatdata", *options(given))
     assert done.returncode == 0, done.stderr[-3000:]
     folder = only_run(runs)
     claims = {c["id"]: (c["value"], c["verdict"]) for c in json.loads((folder / "claims.json").read_text())}
@@ -56,7 +56,7 @@ def test_a_lesson_through_the_command(runs, tmp_path):
     page = (folder / "report.html").read_text()
     assert "150 conversations of" in page and "nowhere in training" in page and "Damaged file" not in page and not re.search(r'(?:src|href)="https?:', page)
     assert str(tmp_path) not in json.dumps(json.loads((folder / "manifest.json").read_text())["data"])
-    again = command("paleotrain", "run", "chatdata", *options(given | {"seed": 7})) # other content for the same folder
+    again = here("run", "chatdata", *options(given | {"seed": 7})) # other content for the same folder
     assert again.returncode == 2 and "words: holds a data set with seed 42, where 7 is asked; name another folder" in again.stderr.strip().splitlines()[-1]
     assert lines(tmp_path / "words/examples.jsonl") == rows
 
@@ -144,7 +144,7 @@ def test_a_mixture_with_found_conversations_through_the_command(runs, lessons, t
     found = [{"prompt": f"What is {n} and {n}?", "completion": f"{2 * n}, as far as I can tell from the numbers."} for n in range(60)]
     (tmp_path / "found.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
     given = {"generator": "mix", "inputs": f"{own};{tmp_path / 'found.jsonl'}", "output": tmp_path / "mix"}
-    done = command("paleotrain", "run", "chatdata", *options(given))
+    done = here("run", "chatdata", *options(given))
     assert done.returncode == 0, done.stderr[-3000:]
     folder = only_run(runs)
     claims = {c["id"]: c["verdict"] for c in json.loads((folder / "claims.json").read_text())}

@@ -5,12 +5,11 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import BIN, ROOT, SMALL, command, only_run, options
+from conftest import BIN, QUICK, ROOT, command, here, only_run, options, wait_for
 from filelock import FileLock
 
 from paleotrain.cli import request_stop
@@ -23,20 +22,13 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PALEOTRAIN_RUNS", str(tmp_path_factory.mktemp("runs")))
         patch.setenv("PALEOTRAIN_PRESET", "demo")
-        done = command("paleotrain", "run", "dapt", *options(SMALL | {"max_steps": 2}))
+        done = here("run", "dapt", *options(QUICK | {"max_steps": 2}))
         assert done.returncode == 0, done.stderr[-2000:]
         yield only_run(Path(os.environ["PALEOTRAIN_RUNS"]))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def wait_for(condition, process, seconds=240):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None and time.monotonic() < end, "the command ended or hung too early"
-        time.sleep(0.1) # polling, with a limit
 
 
 def kernels(process) -> list[psutil.Process]:
@@ -54,14 +46,14 @@ def kernels(process) -> list[psutil.Process]:
 ])
 def test_a_refused_resume_leaves_the_run_alone(finished, words, said):
     before = contents(finished)
-    done = command("paleotrain", "run", "dapt", "--resume", finished.name, *words)
+    done = here("run", "dapt", "--resume", finished.name, *words)
     assert done.returncode == 2 and said in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr.strip().splitlines()[-1]
     assert contents(finished) == before
 
 
 def test_a_locked_run_is_left_alone(finished):
     before = contents(finished)
-    with FileLock(finished / "writer.lock"): done = command("paleotrain", "run", "dapt", "--resume", finished.name)
+    with FileLock(finished / "writer.lock"): done = here("run", "dapt", "--resume", finished.name, "-p", "max_steps", "3")
     assert done.returncode == 2 and "another process is writing this run" in done.stderr.strip().splitlines()[-1]
     assert contents(finished) == before
 
@@ -70,8 +62,8 @@ def test_a_locked_run_is_left_alone(finished):
 def test_a_stop_while_another_process_has_the_run_is_not_passed_on(finished, number):
     before = contents(finished)
     with FileLock(finished / "writer.lock"):
-        process = subprocess.Popen([str(BIN / "paleotrain"), "run", "dapt", "--resume", finished.name], cwd=ROOT, stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, text=True)
+        words = [str(BIN / "paleotrain"), "run", "dapt", "--resume", finished.name, "-p", "max_steps", "3"]
+        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         wait_for(lambda: kernels(process), process)
         process.send_signal(number)
         _, err = process.communicate(timeout=120)
@@ -131,27 +123,33 @@ def test_a_killed_kernel_ends_in_one_line_and_can_be_resumed(runs, tmp_path, mon
                                                     f"go on with: paleotrain run tiny --resume {folder.name}")
     assert derive_status(folder) == "interrupted" and "its process ended without a word" in (folder / "report.html").read_text()
     assert f"report: {folder / 'report.html'}" in done.stdout and (folder / "run.ipynb").exists()
-    listed = command("paleotrain", "runs").stdout.splitlines()[1].split() # an interrupted run shows the steps it made
+    listed = here("runs").stdout.splitlines()[1].split() # an interrupted run shows the steps it made
     assert listed[:3] == [folder.name, "interrupted", "3"]
 
 
 @pytest.mark.parametrize(("text", "said"), [("- max_steps\n- 40\n", "no 'name: value' lines"), ("", "no 'name: value' lines"), ("max_steps: [4", "not YAML")])
 def test_a_parameter_file_that_holds_no_parameters(runs, tmp_path, text, said):
     (tmp_path / "own.yaml").write_text(text)
-    done = command("paleotrain", "run", "dapt", "-f", str(tmp_path / "own.yaml"))
+    done = here("run", "dapt", "-f", str(tmp_path / "own.yaml"))
     assert done.returncode == 2 and done.stderr.startswith(f"error: {tmp_path / 'own.yaml'}: {said}") and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("words", [("--resume", ""), ("--preset", ""), ("-p", "resume", "")])
 def test_an_empty_name_is_refused(runs, words):
-    done = command("paleotrain", "run", "dapt", *words)
+    done = here("run", "dapt", *words)
     assert done.returncode == 2 and done.stderr.endswith(": its value is empty; name one, or leave it out\n") and not runs.exists()
 
 
-def test_words_stay_words(runs):
-    """A corpus and a domain named by a year: both are taken, and the corpus is not there."""
-    done = command("paleotrain", "run", "dapt", "-p", "corpus", "2024", "-p", "domain", "2024")
-    assert done.returncode == 2 and "2024" in done.stderr.strip().splitlines()[-1]
+def test_words_stay_words(runs, tmp_path, monkeypatch):
+    """A corpus and a domain named by a year: both are taken; first the corpus is not there, then it is."""
+    monkeypatch.setenv("PALEOTRAIN_ROOT", str(ROOT))
+    words = "run", "dapt", *options(QUICK | {"max_steps": 2, "corpus": "2024", "domain": "2024"})
+    done = here(*words)
+    assert done.returncode == 2 and done.stderr.startswith("error: 2024: no such file or folder") and not runs.exists()
+    (tmp_path / "2024").mkdir()
+    (tmp_path / "2024/sample.jsonl").symlink_to(ROOT / "data/sample/cambrian.jsonl")
+    done = here(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
     config = json.loads((only_run(runs) / "manifest.json").read_text())["config"]
     assert (config["corpus"]["value"], config["domain"]["value"]) == (["2024"], "2024")
 
@@ -161,7 +159,7 @@ def test_one_broken_manifest_does_not_hide_the_other_runs(runs):
         (runs / name).mkdir(parents=True)
         (runs / name / "request.json").write_text("{}")
         (runs / name / "manifest.json").write_text(manifest)
-    done = command("paleotrain", "runs")
+    done = here("runs")
     assert done.returncode == 0 and [line.split()[:2] for line in done.stdout.splitlines()[1:]] == [
         ["dapt-1", "finished"], ["dapt-2", "unreadable"], ["dapt-3", "unreadable"]]
 
@@ -172,5 +170,5 @@ def test_a_report_that_cannot_be_made_ends_in_one_line(finished, tmp_path, monke
     (tmp_path / "dapt-1/request.json").write_text("{}")
     (tmp_path / "dapt-1/manifest.json").write_text("{}")
     (tmp_path / "dapt-1/tables/terms.csv").write_text("term,n,nats_before,nats_after\nx,many,1,1\n")
-    done = command("paleotrain", "report", "dapt-1")
+    done = here("report", "dapt-1")
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: KeyError: ")

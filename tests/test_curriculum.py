@@ -1,5 +1,4 @@
 """run_curriculum.ipynb and report_curriculum.ipynb end to end: micro phases, one of them changed, a killed chain, a missed gate, and what is refused."""
-import csv
 import json
 import os
 import re
@@ -7,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, command, events, killed_at, only_run, options
+from conftest import ROOT, events, here, killed_at, only_run, options, table
 
 from paleotrain.core import UserError, load_settings, sha256_file
 
@@ -19,10 +18,6 @@ CHAIN = {"name": "three micro phases", "system": "Be brief.", "reference": [{"pr
      "gates": {"valid": 0}},
     {"name": "gamma", "data": {"generator": "echo", "gibberish": "only", "max_examples": 60, "evaluation": 10},
      "replay": {"from": ["alpha", "beta"], "share": 0.2}, "gates": {"exact": 0, "forgetting": 100}}]}
-
-
-def rows(folder: Path, name: str) -> list[dict[str, str]]:
-    with (folder / "tables" / f"{name}.csv").open(encoding="utf-8", newline="") as file: return list(csv.DictReader(file))
 
 
 def weights(folder: Path) -> str:
@@ -65,7 +60,7 @@ def in_place(place):
 @pytest.fixture(scope="module")
 def taught(in_place):
     """One whole chain, by the command."""
-    done = command("paleotrain", "run", "curriculum", "-p", "chain", str(write_chain(in_place)), "-p", "base_model", str(in_place / "base"))
+    done = here("run", "curriculum", "-p", "chain", str(write_chain(in_place)), "-p", "base_model", str(in_place / "base"))
     assert done.returncode == 0, done.stderr[-3000:]
     return only_run(in_place / "runs"), done
 
@@ -96,20 +91,20 @@ def test_three_phases_and_what_they_come_to(taught):
         assert {p.name for p in (folder / "data" / name).iterdir()} == {"examples.jsonl", "evaluation.json", "manifest.json"}
         inner = json.loads((folder / "phases" / name / "manifest.json").read_text())
         assert inner["run_id"] == f"{folder.name}/phases/{name}" and inner["report"] == "sft" and inner["terminal"]["steps"] == 6
-    matrix = [(row["after"], row["set"]) for row in rows(folder, "matrix")]
+    matrix = [(row["after"], row["set"]) for row in table(folder, "matrix")]
     assert matrix == [("base", "alpha"), ("base", "beta"), ("base", "gamma"), ("alpha", "alpha"), ("beta", "alpha"), ("beta", "beta"),
                       ("gamma", "alpha"), ("gamma", "beta"), ("gamma", "gamma")]
-    assert [row["exact"] for row in rows(folder, "matrix")[:3]] == ["", "", ""]
+    assert [row["exact"] for row in table(folder, "matrix")[:3]] == ["", "", ""]
 
 
 def test_figures_are_those_of_the_phases_own_runs(taught):
     """Counted anew from every answer, not read from the tables that the matrix is made of."""
     folder, _ = taught
-    for row in rows(folder, "matrix")[3:]:
-        answers = [a for a in rows(folder / "phases" / row["after"], "answers") if a["set"] == row["set"]]
+    for row in table(folder, "matrix")[3:]:
+        answers = [a for a in table(folder / "phases" / row["after"], "answers") if a["set"] == row["set"]]
         assert len(answers) == float(row["n"]) == 10
         assert float(row["exact"]) == sum(a["expected"] == a["answer"] for a in answers) / len(answers)
-    for row, name, start in zip(rows(folder, "phases"), ("alpha", "beta", "gamma"), ("base", "alpha", "beta"), strict=True):
+    for row, name, start in zip(table(folder, "phases"), ("alpha", "beta", "gamma"), ("base", "alpha", "beta"), strict=True):
         assert (row["phase"], row["start"], row["steps"], row["reused_from"], row["red_line"], row["gates"]) == (name, start, "6", "", "", "held")
         share = row["replay_share"]
         assert share == "" if name == "alpha" else abs(float(share) - 0.2) < 0.05
@@ -139,14 +134,14 @@ def test_one_phase_changed_trains_it_and_what_follows(taught, in_place):
     first, _ = taught
     chain = write_chain(in_place, beta={"train": {"learning_rate": 5e-4}})
     second = learn(chain=chain, base_model=in_place / "base")
-    assert [row["reused_from"] for row in rows(second, "phases")] == [f"{first.name}/phases/alpha", "", ""]
+    assert [row["reused_from"] for row in table(second, "phases")] == [f"{first.name}/phases/alpha", "", ""]
     assert weights(second / "phases/alpha") == weights(first / "phases/alpha")
     assert (second / "phases/alpha/events.jsonl").read_bytes() == (first / "phases/alpha/events.jsonl").read_bytes() # no event of its own: nothing trained
     for name in ("beta", "gamma"): assert weights(second / "phases" / name) != weights(first / "phases" / name)
     third = learn(chain=chain, base_model=in_place / "base")
     assert [e["status"] for e in events(third) if e["kind"] == "status"] == ["started", "claims", "reused", "reused", "reused", "finished"]
-    assert [row["reused_from"] for row in rows(third, "phases")] == [f"{first.name}/phases/alpha", f"{second.name}/phases/beta", f"{second.name}/phases/gamma"]
-    assert weights(third) == weights(second) and rows(third, "matrix") == rows(second, "matrix")
+    assert [row["reused_from"] for row in table(third, "phases")] == [f"{first.name}/phases/alpha", f"{second.name}/phases/beta", f"{second.name}/phases/gamma"]
+    assert weights(third) == weights(second) and table(third, "matrix") == table(second, "matrix")
     spent = {c["id"]: c for c in json.loads((third / "claims.json").read_text())}["training_time"]
     assert spent["note"] == "3 phases taken over, with their minutes there"
     assert json.loads((third / "manifest.json").read_text())["terminal"]["seconds"] == pytest.approx(60 * spent["value"], abs=.06)
@@ -156,7 +151,7 @@ def test_a_missed_gate_ends_the_chain(taught, in_place):
     """Gates are no part of a key, so alpha is taken over and judged by the new one."""
     chain = write_chain(in_place, alpha={"gates": {"exact": 1.0}})
     before = set((in_place / "runs").iterdir())
-    done = command("paleotrain", "run", "curriculum", "-p", "chain", str(chain), "-p", "base_model", str(in_place / "base"))
+    done = here("run", "curriculum", "-p", "chain", str(chain), "-p", "base_model", str(in_place / "base"))
     (folder,) = set((in_place / "runs").iterdir()) - before
     assert done.returncode == 1
     said = done.stderr.strip().splitlines()[-1]
@@ -177,7 +172,7 @@ def test_a_killed_chain_goes_on_inside_its_phase(taught, in_place, tmp_path, mon
     from paleotrain.runs import derive_status
     assert [derive_status(folder / part) for part in (".", "phases/alpha", "phases/beta")] == ["interrupted", "finished", "interrupted"]
     alpha = (folder / "phases/alpha/manifest.json").read_bytes()
-    done = command("paleotrain", "run", "curriculum", "--resume", folder.name)
+    done = here("run", "curriculum", "--resume", folder.name)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "phase 1 of 3: alpha has finished before" in done.stdout and (folder / "phases/alpha/manifest.json").read_bytes() == alpha
     attempts = json.loads((folder / "phases/beta/manifest.json").read_text())["attempts"]

@@ -3,11 +3,10 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
-from conftest import BIN, ROOT, SMALL, command, events, only_run, options
+from conftest import BIN, QUICK, ROOT, command, events, here, only_run, options, wait_for
 
 from paleotrain.runs import derive_status, find_run
 
@@ -18,7 +17,7 @@ def files(folder: Path) -> set[str]:
 
 
 def test_command_leaves_a_whole_run(runs):
-    done = command("paleotrain", "run", "dapt", *options(SMALL))
+    done = command("paleotrain", "run", "dapt", *options(QUICK | {"test_words": 120, "general": "data/sample/general.jsonl"}))
     assert done.returncode == 0, done.stderr[-2000:]
     folder = only_run(runs)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -43,45 +42,34 @@ def test_command_leaves_a_whole_run(runs):
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     assert not info["missing_keys"] and not info["unexpected_keys"] and len(tokenizer("Anomalocaris")["input_ids"]) == 3
     # the other commands, on this run
-    assert folder.name in command("paleotrain", "runs").stdout
-    assert command("paleotrain", "report", folder.name).stdout.strip() == str(folder / "report.html")
-    table = command("paleotrain", "compare", folder.name, folder.name).stdout
+    assert folder.name in here("runs").stdout
+    assert here("report", folder.name).stdout.strip() == here("report", "demo").stdout.strip() == str(folder / "report.html") # by its preset too
+    table = here("compare", folder.name, folder.name).stdout
     assert "domain words" in table
-    judged = command("paleotrain", "evaluate", folder.name, "--data", "data/sample/general.jsonl")
+    judged = here("evaluate", folder.name, "--data", "data/sample/general.jsonl")
     assert judged.returncode == 0 and "its parent" in judged.stdout and "n = " in judged.stdout, judged.stderr
     assert "the run was given this file" in judged.stdout # as the run's own general text
 
 
 def test_papermill_and_command_leave_the_same_files(runs, tmp_path):
-    left = {}
-    for name, cwd in (("papermill, root", ROOT), ("papermill, nbs", ROOT / "nbs"), ("command, root", ROOT), ("command, nbs", ROOT / "nbs")):
-        before = set(runs.iterdir()) if runs.exists() else set()
-        if name.startswith("papermill"):
-            notebook = "nbs/run_dapt.ipynb" if cwd == ROOT else "run_dapt.ipynb"
-            done = command("papermill", notebook, str(tmp_path / "OUT.ipynb"), *options(SMALL | {"max_steps": 2}), cwd=cwd)
-        else: done = command("paleotrain", "run", "dapt", *options(SMALL | {"max_steps": 2}), cwd=cwd)
-        assert done.returncode == 0, done.stderr[-2000:]
-        (folder,) = set(runs.iterdir()) - before
-        left[name] = files(folder)
-    assert len({frozenset(v) for v in left.values()}) == 1, {k: v ^ left["command, root"] for k, v in left.items()}
-
-
-def test_papermill_as_typed_with_its_output_piped(runs):
-    done = command("papermill", "run_dapt.ipynb", *options(SMALL | {"max_steps": 2}), cwd=ROOT / "nbs")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout)["nbformat"] == 4 and derive_status(only_run(runs)) == "finished"
-
-
-def wait_for(condition, process, seconds=240):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None and time.monotonic() < end, "the run ended or hung before it trained"
-        time.sleep(0.2) # polling, with a limit
+    """papermill from the root, and as typed from nbs/ with its output piped; the command from both."""
+    left, given = {}, options(QUICK | {"max_steps": 2})
+    def folder_of(name: str, done) -> Path:
+        assert done.returncode == 0, (name, done.stderr[-2000:])
+        (folder,) = {path for path in runs.iterdir() if path not in left}
+        left[folder] = files(folder)
+        return folder
+    folder_of("papermill, root", command("papermill", "nbs/run_dapt.ipynb", str(tmp_path / "OUT.ipynb"), *given))
+    piped = command("papermill", "run_dapt.ipynb", *given, cwd=ROOT / "nbs")
+    assert json.loads(piped.stdout)["nbformat"] == 4 and derive_status(folder_of("papermill, nbs", piped)) == "finished"
+    wanted = left[folder_of("command, root", here("run", "dapt", *given))]
+    folder_of("command, nbs", here("run", "dapt", *given, cwd=ROOT / "nbs"))
+    assert len(left) == 4 and len({frozenset(found) for found in left.values()}) == 1, {folder.name: found ^ wanted for folder, found in left.items()}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stop_and_resume(runs, number):
-    words = [str(BIN / "paleotrain"), "run", "dapt", *options(SMALL | {"max_steps": 30, "eval_steps": 15, "save_steps": 15})]
+    words = [str(BIN / "paleotrain"), "run", "dapt", *options(QUICK | {"max_steps": 60, "eval_steps": 30, "save_steps": 30})]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     wait_for(lambda: runs.exists() and any(p.is_dir() and '"train"' in (p / "events.jsonl").read_text() for p in runs.glob("dapt-*")
                                            if (p / "events.jsonl").exists()), process)
@@ -90,19 +78,19 @@ def test_stop_and_resume(runs, number):
     assert process.returncode == 130, err[-2000:]
     folder = only_run(runs)
     assert derive_status(folder) == "interrupted" and f"--resume {folder.name}" in err and (folder / "report.html").exists()
-    done = command("paleotrain", "run", "dapt", "--resume", folder.name, *options({"max_steps": 31}))
+    done = here("run", "dapt", "--resume", folder.name, *options({"max_steps": 61}))
     assert done.returncode == 0, done.stderr[-2000:]
     assert derive_status(folder) == "finished"
     steps = [e["step"] for e in events(folder) if e["kind"] == "train"]
-    assert steps == sorted(set(steps)) and steps[-1] == 31 # no step stands twice
+    assert steps == sorted(set(steps)) and steps[-1] == 61 # no step stands twice
     assert len(json.loads((folder / "manifest.json").read_text())["attempts"]) == 2
-    refused = command("paleotrain", "run", "dapt", "--resume", folder.name, *options({"learning_rate": 1}))
+    refused = here("run", "dapt", "--resume", folder.name, *options({"learning_rate": 1}))
     assert refused.returncode == 2 and refused.stderr.strip().endswith("resume without it or start a new run")
 
 
 def test_a_killed_run_is_interrupted_and_resumable(runs):
     """kill -9 on papermill and its kernel: no terminal record, lock free, and the run goes on from its checkpoint."""
-    words = [str(BIN / "papermill"), "nbs/run_dapt.ipynb", os.devnull, *options(SMALL | {"max_steps": 40, "save_steps": 2, "eval_steps": 2})]
+    words = [str(BIN / "papermill"), "nbs/run_dapt.ipynb", os.devnull, *options(QUICK | {"max_steps": 40, "save_steps": 10, "eval_steps": 10})]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     wait_for(lambda: any(runs.glob("dapt-*/checkpoints/step-*/checkpoint.json")), process)
     import psutil
@@ -112,7 +100,7 @@ def test_a_killed_run_is_interrupted_and_resumable(runs):
     psutil.wait_procs(family, timeout=60)
     folder = only_run(runs)
     assert derive_status(folder) == "interrupted"
-    done = command("paleotrain", "run", "dapt", "--resume", str(folder))
+    done = here("run", "dapt", "--resume", str(folder))
     assert done.returncode == 0, done.stderr[-2000:]
     steps = [e["step"] for e in events(folder) if e["kind"] == "train"]
     assert steps == list(range(1, 41)), json.loads((folder / "manifest.json").read_text())["terminal"]

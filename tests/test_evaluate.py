@@ -1,11 +1,10 @@
 """run_evaluate.ipynb and report_evaluate.ipynb end to end: a tiny model made here, judged by the command and against itself, and what is refused."""
-import csv
 import json
 import math
 import re
 
 import pytest
-from conftest import command, events, options
+from conftest import events, here, options, table
 
 PAGES = [f"The trilobite Olenus lived in bed {i} of the black shale.\n\nIts moults lie there, {i % 5} of them, and shells of the sea.\n" * 2 for i in range(24)]
 
@@ -30,10 +29,6 @@ def pages(tmp_path, extra=""):
     return path
 
 
-def table(folder, name):
-    with (folder / f"tables/{name}.csv").open(newline="") as file: return list(csv.DictReader(file))
-
-
 def test_a_causal_run_is_judged_by_the_command_and_the_report_shows_it(runs, tmp_path):
     import torch
     corpus, run = pages(tmp_path, "☃"), runs / "pretrain-20260101-000000-abcd"
@@ -41,7 +36,7 @@ def test_a_causal_run_is_judged_by_the_command_and_the_report_shows_it(runs, tmp
     from paleotrain.core import sha256_file, write_json
     write_json(run / "request.json", {})
     write_json(run / "manifest.json", {"report": "causal", "inputs": [{"path": "pages.jsonl", "sha256": sha256_file(corpus), "splits": ["train", "test"]}]})
-    done = command("paleotrain", "evaluate", run.name, "--data", str(corpus))
+    done = here("evaluate", run.name, "--data", str(corpus))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Reads the text better than a compressor" in done.stdout
     (folder,) = runs.glob("evaluate-*")
@@ -73,7 +68,7 @@ def test_a_causal_run_is_judged_by_the_command_and_the_report_shows_it(runs, tmp
 
 
 def test_the_command_sends_a_masked_model_to_its_own(runs):
-    done = command("paleotrain", "run", "evaluate", *options({"model": "artifacts/tiny-base", "text": "x"}))
+    done = here("run", "evaluate", *options({"model": "artifacts/tiny-base", "text": "x"}))
     assert done.returncode == 2 and done.stderr.strip().splitlines()[-1] == (
         "error: artifacts/tiny-base: a masked language model, which predicts no next token; judge its run with: "
         "paleotrain evaluate artifacts/tiny-base --data FILES"), done.stderr[-2000:]

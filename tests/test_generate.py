@@ -3,7 +3,7 @@ import json
 import re
 
 import pytest
-from conftest import ROOT, command, events, only_run, options
+from conftest import ROOT, events, here, only_run, options
 
 LINES = ["the sea was calm, and the shells lay in the sand.\n", "a shell is a house of lime.\n\n", "the end is near; the sand is old."]
 
@@ -35,7 +35,7 @@ def test_a_file_of_prompts_through_the_command(runs, tiny, tmp_path):
     prompts.write_text('{"prompt": "the sea"}\n{"prompt": "a shell"}\n')
     given = {"model": tiny, "prompt_file": prompts, "max_new_tokens": 60, "temperature": 1.2, "num_sequences": 3, "stop": r"\n\n;e;n", "seed": 5,
              "device": "cpu"}
-    done = command("paleotrain", "run", "generate", *options(given))
+    done = here("run", "generate", *options(given))
     assert done.returncode == 0, done.stderr[-3000:]
     folder = only_run(runs)
     rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
@@ -70,7 +70,7 @@ def test_a_file_of_prompts_through_the_command(runs, tiny, tmp_path):
 
 
 def test_no_model_is_an_error_that_says_which_to_name(runs):
-    done = command("paleotrain", "run", "generate", "-p", "prompt", "the sea")
+    done = here("run", "generate", "-p", "prompt", "the sea")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1] == "error: model: not named; name a run (see: paleotrain runs) or the folder of a saved model"
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from conftest import ROOT, SMALL, command, only_run, options
+from conftest import ROOT, SMALL, here, only_run, options
 
 TINY = ROOT / "artifacts/tiny-base"
 
@@ -65,8 +65,8 @@ def test_a_hub_checkpoint_all_the_way(runs, tmp_path):
     text = [json.dumps({"doc_id": f"d{i}", "text": sentence.format(terms[i % 400], terms[(i * 7 + 3) % 400], i)}) for i in range(800)]
     (tmp_path / "corpus.jsonl").write_text("\n".join(text))
     (tmp_path / "terms.csv").write_text("term,category,source\n" + "".join(f"{t},made up,test\n" for t in terms))
-    parameters = {"base_model": tmp_path / "hub", "corpus": tmp_path / "corpus.jsonl", "terms": tmp_path / "terms.csv", "learning_rate": 1e-3}
-    done = command("paleotrain", "run", "dapt", *options(SMALL | parameters))
+    parameters = {"general": None, "base_model": tmp_path / "hub", "corpus": tmp_path / "corpus.jsonl", "terms": tmp_path / "terms.csv", "learning_rate": 1e-3}
+    done = here("run", "dapt", *options(SMALL | {"test_words": 40, "max_seq_length": 64} | parameters))
     assert done.returncode == 0, done.stderr[-3000:]
     folder = only_run(runs)
 

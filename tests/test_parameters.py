@@ -1,17 +1,33 @@
 """The parameters cell of each run notebook names what its pydantic model names, in the same words."""
+import shutil
+import sys
+
 import pytest
 from conftest import ROOT
 
 from paleotrain.configurations import CONFIGURATIONS
 from paleotrain.core import RUN_PARAMETERS
 
+sys.path.insert(0, str(ROOT / "tests"))
+import house
+
 
 def test_every_run_notebook_is_looked_at():
     assert {path.stem.removeprefix("run_") for path in (ROOT / "nbs").glob("run_*.ipynb")} == set(CONFIGURATIONS)
 
 
+def test_every_parameters_cell_is_made_of_its_configuration_and_a_changed_one_is_found(tmp_path, monkeypatch):
+    assert house.parameters_out_of_step() == []
+    shutil.copytree(ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    monkeypatch.setattr(house, "ROOT", tmp_path)
+    path = tmp_path / "nbs/run_dapt.ipynb"
+    path.write_text(path.read_text().replace("max_steps: int = None", "max_stesp: int = None"))
+    assert house.parameters_out_of_step(write=True) == ["run_dapt.ipynb: its parameters cell is out of step: run tests/house.py --write-parameters"]
+    assert house.parameters_out_of_step() == []
+
+
 @pytest.mark.parametrize("phase", CONFIGURATIONS)
-def test_parameters_cell_and_model_name_the_same_parameters(phase):
+def test_papermill_reads_names_and_descriptions_of_the_model(phase):
     from papermill.inspection import _infer_parameters
     from papermill.iorw import load_notebook_node
     fields = CONFIGURATIONS[phase].model_fields

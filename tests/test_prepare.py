@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import BIN, ROOT, command, events, only_run
+from conftest import BIN, ROOT, events, here, only_run
 
 import paleotrain.corpora as corpora
 from paleotrain.core import UserError, load_settings, read_json, resolve, sha256_file
@@ -98,7 +98,7 @@ def tree(folder: Path) -> dict[str, str]:
 def test_command_leaves_corpora_manifests_and_a_report(runs, tmp_path, monkeypatch):
     """run_prepare.ipynb through the command, then report_prepare.ipynb; the shipped sample."""
     monkeypatch.setenv("PALEOTRAIN_DATA", str(tmp_path / "data"))
-    done = command("paleotrain", "run", "prepare", "--preset", "prepare_demo")
+    done = here("run", "prepare", "--preset", "prepare_demo")
     assert done.returncode == 0, done.stderr[-2000:]
     folder = only_run(runs)
     manifest = read_json(folder / "manifest.json")
@@ -438,17 +438,17 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(runs, tmp_path, monkeypatc
     process.wait(); psutil.wait_procs(kernels)
     assert old.exists() and derive_status(only_run(runs)) == "interrupted"
     monkeypatch.setenv("OFFLINE", "1")
-    done = command("paleotrain", "run", "prepare", "--resume", only_run(runs).name)
+    done = here("run", "prepare", "--resume", only_run(runs).name)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(read_json(only_run(runs) / "manifest.json")["attempts"]) == 2 and not list((tmp_path / "data/work").iterdir())
     resumed = tree(tmp_path / "data/corpus")
     shutil.rmtree(only_run(runs))
-    assert command(*["paleotrain", *words[1:]]).returncode == 0 and tree(tmp_path / "data/corpus") == resumed
+    assert here(*words[1:]).returncode == 0 and tree(tmp_path / "data/corpus") == resumed
 
 
 def test_a_failed_preparation_has_a_report(runs, tmp_path, monkeypatch):
     monkeypatch.setenv("PALEOTRAIN_DATA", str(tmp_path / "data"))
     path = write_jsonl(tmp_path / "text.jsonl", ['{"words": "half"}'] * 5)
-    done = command("paleotrain", "run", "prepare", "-p", "sources", str(path), "-p", "name", "own")
+    done = here("run", "prepare", "-p", "sources", str(path), "-p", "name", "own")
     assert done.returncode == 2 and "Traceback" not in done.stderr.splitlines()[-1] and "words" in done.stderr.splitlines()[-1]
     assert "failed" in (only_run(runs) / "report.html").read_text()

@@ -1,7 +1,7 @@
 """run_pretrain.ipynb end to end, from scratch and as the recovery of a base without a head."""
 import json
 
-from conftest import ROOT, command, events, only_run, options
+from conftest import ROOT, events, here, only_run, options
 
 TINY = {"family": "deberta", "corpus": "data/sample", "test_fraction": 0.2, "validation_fraction": 0.1, "vocab_size": 1200, "hidden_size": 32,
         "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 128, "max_seq_length": 64, "per_device_train_batch_size": 16,
@@ -10,7 +10,7 @@ TINY = {"family": "deberta", "corpus": "data/sample", "test_fraction": 0.2, "val
 
 
 def test_pretraining_from_scratch_then_recovery_of_its_encoder(runs, tmp_path):
-    done = command("paleotrain", "run", "pretrain", *options(TINY))
+    done = here("run", "pretrain", *options(TINY))
     assert done.returncode == 0, done.stderr[-3000:]
     folder = only_run(runs)
     losses = [e["loss"] for e in events(folder) if e["kind"] == "train"]
@@ -19,7 +19,7 @@ def test_pretraining_from_scratch_then_recovery_of_its_encoder(runs, tmp_path):
     encoder = tmp_path / "encoder"
     AutoModelForMaskedLM.from_pretrained(folder / "model").deberta.save_pretrained(encoder)
     AutoTokenizer.from_pretrained(folder / "model").save_pretrained(encoder)
-    again = command("paleotrain", "run", "pretrain", *options(TINY | {"family": "auto", "base_model": encoder, "max_steps": 2}))
+    again = here("run", "pretrain", *options(TINY | {"family": "auto", "base_model": encoder, "max_steps": 2}))
     assert again.returncode == 0, again.stderr[-3000:]
     (recovered,) = set(runs.glob("pretrain-*")) - {folder}
     assert json.loads((recovered / "manifest.json").read_text())["parent"]["head"] == "absent"
@@ -64,3 +64,16 @@ def test_tiny_base_beats_half_of_a_unigram_model_on_real_text():
     before = unigram_scores(tiny.tokenizer, (d.text for d in splits.documents("train")), windows)
     result = compare(before, score(tiny.model, tiny.tokenizer, windows))
     assert result.change_high < -0.5, result
+
+
+def test_a_text_file_and_nothing_else_becomes_a_small_causal_model(runs, tmp_path):
+    """No family is named: what suits the text and the machine is chosen, said, frozen in the run, and trained."""
+    (tmp_path / "novel.txt").write_text("".join(f"It was a dark night, and {n} ships lay in the bay of {n % 7} winds.\n" for n in range(900)))
+    done = here("run", "pretrain", *options({"corpus": tmp_path / "novel.txt", "max_steps": 3, "eval_words": 40, "test_words": 40, "sample_tokens": 4}))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "no family was named: a llama of about 0.1M parameters with a character tokenizer, which suits 0.06 MB of text" in done.stdout
+    manifest = json.loads((only_run(runs) / "manifest.json").read_text())
+    assert manifest["report"] == "causal" and manifest["parent"]["family"] == "llama" and 80_000 < manifest["parent"]["parameters"] < 120_000
+    config = manifest["config"]
+    assert (config["family"]["value"], config["family"]["origin"], config["max_steps"]["origin"]) == ("llama", "suits text and machine", "you")
+    assert config["per_device_train_batch_size"]["value"] * config["gradient_accumulation_steps"]["value"] == 32 # not the 128 rows of a GPU

@@ -1,5 +1,4 @@
 """Domain adapters: run_qlora.ipynb in real four bits, exact resume, TRL's first step, plain PEFT, the merge, the chain over domains, what is refused."""
-import csv
 import json
 import os
 import shutil
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import command, events, killed_at, only_run, options, train_process
+from conftest import events, here, killed_at, only_run, options, table, train_process
 
 TINY = {"max_seq_length": 64, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 3e-3, "max_steps": 12, "logging_steps": 3,
         "eval_steps": 4, "save_steps": 4, "early_stopping_patience": None, "precision": "fp32", "device": "cpu", "answer_tokens": 8, "lora_r": 32, "seed": 5}
@@ -54,12 +53,8 @@ def given(runs, tmp_path, monkeypatch) -> dict:
     return TINY | {"domain": "rivers", "base_model": str(saved_base(tmp_path / "base")), "general": str(tmp_path / "general.txt"), "general_words": 300}
 
 
-def table(folder: Path, name: str) -> list[dict]:
-    with (folder / f"tables/{name}.csv").open(newline="") as file: return list(csv.DictReader(file))
-
-
 def test_run_qlora_from_a_domain_to_an_adapter(runs, given, tmp_path):
-    done = command("paleotrain", "run", "qlora", *options(given))
+    done = here("run", "qlora", *options(given))
     assert done.returncode == 0, done.stderr[-3000:]
     folder = only_run(runs)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -105,7 +100,7 @@ def assert_peft_alone_writes_the_same(tmp_path: Path, folder: Path):
 def assert_merged_and_refused(tmp_path: Path):
     """`paleotrain merge` gives a plain model that writes what plain PEFT wrote; another base is refused, unless told to take it."""
     adapter, base = tmp_path / "artifacts/adapters/rivers", str(tmp_path / "base")
-    done = command("paleotrain", "merge", str(adapter), "--base", base)
+    done = here("merge", str(adapter), "--base", base)
     assert done.returncode == 0 and "on 24 test conversations with" in done.stdout, done.stdout + done.stderr
     code = """import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -118,10 +113,10 @@ print(repr(tokenizer.decode(written)))"""
     plain = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": ""})
     assert plain.stdout.strip().split("\n")[-1] == (tmp_path / "said.txt").read_text(), plain.stderr[-2000:]
     other = str(saved_base(tmp_path / "other", seed=1))
-    done = command("paleotrain", "merge", str(adapter), "--base", other)
+    done = here("merge", str(adapter), "--base", other)
     assert done.returncode == 2 and "was trained on" in done.stderr and "take this one with --any-base" in done.stderr
-    assert command("paleotrain", "merge", str(adapter), "--base", other, "--any-base", "--output", str(tmp_path / "odd")).returncode == 0
-    done = command("paleotrain", "run", "generate", "-p", "model", str(adapter), "-p", "prompt", "what")
+    assert here("merge", str(adapter), "--base", other, "--any-base", "--output", str(tmp_path / "odd")).returncode == 0
+    done = here("run", "generate", "-p", "model", str(adapter), "-p", "prompt", "what")
     assert done.returncode == 2 and "an adapter, which is no model by itself; merge it into its base: paleotrain merge" in done.stderr
 
 
@@ -283,7 +278,7 @@ def test_bad_input_ends_in_one_line(runs, given, tmp_path, bad):
 
 
 def test_the_command_ends_with_two_on_bad_input(runs, given):
-    done = command("paleotrain", "run", "qlora", *options(given | {"domain": "law"}))
+    done = here("run", "qlora", *options(given | {"domain": "law"}))
     assert done.returncode == 2 and done.stderr.strip().split("\n")[-1].startswith("error: domain: no data for 'law'")
 
 
@@ -303,7 +298,7 @@ def test_a_killed_chain_goes_on_inside_its_adapter(runs, given, tmp_path):
     words = options({k: v for k, v in given.items() if k != "domain"} | {"domains": "rivers;ice", "max_steps": 8})
     killed = killed_at("*/adapters/ice/checkpoints/step-000004", runs, "run", "domains", *words)
     first = (killed / "adapters/rivers/manifest.json").read_bytes()
-    done = command("paleotrain", "run", "domains", "--resume", killed.name)
+    done = here("run", "domains", "--resume", killed.name)
     assert done.returncode == 0 and "rivers has finished before" in done.stdout, done.stderr[-3000:]
     assert (killed / "adapters/rivers/manifest.json").read_bytes() == first
     whole = killed

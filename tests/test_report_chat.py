@@ -1,5 +1,4 @@
 """The reports of chat training, end to end: the invented chain of 15_report_chat in every state, by report_sft.ipynb and report_curriculum.ipynb."""
-import csv
 import json
 import re
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from conftest import HOSTILE, examples, page_of
+from conftest import HOSTILE, examples, page_of, sections, table
 from paleotrain import report_curriculum
 from paleotrain.journal import NARROW, read_run
 from paleotrain.red_lines import ADVICE
@@ -41,12 +40,7 @@ def phase(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(html: str) -> str: return re.sub("<[^>]+>", "", html).replace(NARROW, " ")
 def lead(page: str) -> str: return words(re.findall(r'<p class="lead">.*?</p>', page, re.S)[0])
-def sections(page: str) -> list[str]: return re.findall(r"<h2[^>]*>([^<]+)", page)
 def part(page: str, name: str) -> str: return re.split(r"<h2[^>]*>", page)[1 + sections(page).index(name)]
-
-
-def rows(folder: Path, name: str) -> list[dict[str, str]]:
-    with (folder / "tables" / f"{name}.csv").open(encoding="utf-8", newline="") as file: return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("chain", CHAIN), ("phase", SFT)])
@@ -60,8 +54,8 @@ def test_every_section_in_a_small_page_that_asks_for_nothing(kind: str, expected
 
 def test_the_leads_say_what_was_taught_and_what_it_cost(chain: Path, phase: Path) -> None:
     said = lead(page_of(chain))
-    minutes = sum(float(r["minutes"]) for r in rows(chain, "phases"))
-    exact = {(r["after"], r["set"]): float(r["exact"]) for r in rows(chain, "matrix") if r["exact"]}
+    minutes = sum(float(r["minutes"]) for r in table(chain, "phases"))
+    exact = {(r["after"], r["set"]): float(r["exact"]) for r in table(chain, "matrix") if r["exact"]}
     worst = max((exact[s, s] - exact["knowledge", s], s) for s in ("alpha", "beta", "gamma"))
     assert f"it took {minutes:.1f} minutes with evaluations and cost {100 * worst[0]:.1f} points (95 % interval" in said
     assert f"of exact match on {worst[1]}, the phase it forgot most of" in said
@@ -72,13 +66,13 @@ def test_the_leads_say_what_was_taught_and_what_it_cost(chain: Path, phase: Path
 
 def test_the_matrix_and_the_scores_are_those_of_the_files(chain: Path, phase: Path) -> None:
     drawn = part(page_of(chain), "Forgetting")
-    for r in rows(chain, "matrix"):
+    for r in table(chain, "matrix"):
         if not r["exact"]: continue
         share, low, high = (100 * float(r[name]) for name in ("exact", "exact_low", "exact_high"))
         assert f">{share:.1f} %<" in drawn and f">{low:.1f} to {high:.1f}<" in drawn
     assert drawn.count(">–<") == 6 and "after base" not in drawn # what a phase had not been taught yet
     shown = words(part(page_of(phase), "Scores"))
-    for r in rows(phase, "scores"):
+    for r in table(phase, "scores"):
         assert (f"{100 * float(r['exact']):.1f} %" in shown) and (r["kind"] == "all" or f"{r['kind']}, n = {float(r['n']):,.0f}" in shown)
 
 
@@ -93,11 +87,11 @@ def test_reference_prompts_right_and_wrong_by_more_than_colour(chain: Path) -> N
 def test_wrong_answers_are_shown_and_counted(chain: Path, phase: Path) -> None:
     shown = part(page_of(phase), "Failures")
     for name in ("gamma", "alpha", "beta"):
-        wrong = [r for r in rows(phase, "answers") if r["set"] == name and r["exact"] == "False"]
+        wrong = [r for r in table(phase, "answers") if r["set"] == name and r["exact"] == "False"]
         assert f"<b>{name}</b>: {len(wrong)} of " in shown
-    assert shown.count("✕") == sum(min(40, sum(r["exact"] == "False" for r in rows(phase, "answers") if r["set"] == name)) for name in ("gamma", "alpha",
+    assert shown.count("✕") == sum(min(40, sum(r["exact"] == "False" for r in table(phase, "answers") if r["set"] == name)) for name in ("gamma", "alpha",
         "beta"))
-    last = next(r for r in rows(chain / "phases/knowledge", "answers") if r["kind"] == "arithmetic" and r["exact"] == "False")
+    last = next(r for r in table(chain / "phases/knowledge", "answers") if r["kind"] == "arithmetic" and r["exact"] == "False")
     assert f"asked for: {last['expected']}<" in part(page_of(chain), "Failures") # 42 is told as 42, not as 42.0
 
 
@@ -195,10 +189,10 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     samples = [{"prompt": HOSTILE, "expected": HOSTILE, "answers": {HOSTILE: HOSTILE, "knowledge": "x" + HOSTILE}}]
     (folder / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples))
     (inner / "samples.jsonl").write_text(json.dumps({"prompt": HOSTILE, "expected": HOSTILE, "before": HOSTILE, "after": "y"}) + "\n")
-    for place, table, column in ((folder, "phases", "reused_from"), (folder, "gates", "gate"), (inner, "answers", "answer"), (inner, "answers", "prompt"),
-                                 (inner, "answers", "expected"), (inner, "answers", "kind"), (inner, "scores", "kind")):
-        lines = rows(place, table)
-        names["write_rows"](place / f"tables/{table}.csv", [line | {column: HOSTILE if line[column] != "all" else "all"} for line in lines])
+    for place, name, column in ((folder, "phases", "reused_from"), (folder, "gates", "gate"), (inner, "answers", "answer"), (inner, "answers", "prompt"),
+                                (inner, "answers", "expected"), (inner, "answers", "kind"), (inner, "scores", "kind")):
+        lines = table(place, name)
+        names["write_rows"](place / f"tables/{name}.csv", [line | {column: HOSTILE if line[column] != "all" else "all"} for line in lines])
     about = json.loads((inner / "manifest.json").read_text())
     about["data"] |= {"split_by": HOSTILE, "overlap": HOSTILE, "kinds": {HOSTILE: 3}, "left_out": {HOSTILE: 2}, "example": {"place": HOSTILE,
         "segments": [[HOSTILE, True]]}}

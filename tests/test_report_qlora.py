@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from conftest import HOSTILE, examples, page_of
+from conftest import HOSTILE, examples, page_of, sections
 from paleotrain import report_compare, report_domains
 from paleotrain.journal import NARROW, number, percent, read_run
 from paleotrain.report import render_report
@@ -43,7 +43,6 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(page: str) -> str: return re.sub(r"\s+", " ", html.unescape(re.sub("<[^>]+>", " ", page))).replace(NARROW, " ")
 def lead(page: str) -> str: return words(re.findall(r'<p class="lead">.*?</p>', page, re.S)[0])
-def sections(page: str) -> list[str]: return re.findall(r"<h2[^>]*>([^<]+)", page)
 def part(page: str, name: str) -> str: return re.split(r"<h2[^>]*>", page)[1 + sections(page).index(name)]
 def share(text: str, signed: bool = False) -> str: return percent(float(text), signed).replace(NARROW, " ")
 def rendered(folder: Path) -> str: return render_report(folder).read_text(encoding="utf-8")

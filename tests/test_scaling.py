@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import command, events, killed_at, only_run, options
+from conftest import events, here, killed_at, only_run, options
 
 MICRO = {"rungs": "llama bpe 15k;llama bpe 40k;llama bpe 60k", "corpus": "data/sample", "test_fraction": 0.3, "validation_fraction": 0.1, "vocab_size": 300,
          "tokens": 2048, "max_seq_length": 32, "per_device_train_batch_size": 16, "evaluations": 2, "eval_words": 60, "test_words": 300}
@@ -23,7 +23,7 @@ def climbed(tmp_path_factory):
     place = tmp_path_factory.mktemp("scaling") / "runs"
     before = {name: os.environ.get(name) for name in ("PALEOTRAIN_RUNS", "PALEOTRAIN_PRESET")}
     os.environ |= {"PALEOTRAIN_RUNS": str(place), "PALEOTRAIN_PRESET": "demo"}
-    try: done = command("paleotrain", "run", "scaling", *options(MICRO))
+    try: done = here("run", "scaling", *options(MICRO))
     finally:
         for name, value in before.items(): os.environ.pop(name) if value is None else os.environ.update({name: value})
     assert done.returncode == 0, done.stderr[-3000:]
@@ -79,7 +79,7 @@ def test_report_of_the_ladder_and_of_a_rung(climbed):
     page = (folder / "report.html").read_text()
     for said in ("What size is worth", "exponent b", "llama bpe 60k", "of the validation text", "paleotrain run scaling"): assert said in page
     assert page.count("<svg") >= 3 and not re.search(r'(?:src|href)="https?:', page) and len(page) < 5e6
-    done = command("paleotrain", "report", str(folder / "rungs/llama-bpe-15k"))
+    done = here("report", str(folder / "rungs/llama-bpe-15k"))
     assert done.returncode == 0 and (folder / "rungs/llama-bpe-15k/report.html").exists(), done.stderr[-2000:]
 
 
@@ -90,7 +90,7 @@ def test_a_killed_ladder_goes_on_inside_its_rung(runs):
     from paleotrain.runs import derive_status
     for child in (folder, folder / "rungs/llama-bpe-40k"): assert derive_status(child) == "interrupted"
     first = (folder / "rungs/llama-bpe-15k/manifest.json").read_bytes()
-    done = command("paleotrain", "run", "scaling", "--resume", folder.name)
+    done = here("run", "scaling", "--resume", folder.name)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "rung 1 of 2: llama-bpe-15k has finished before" in done.stdout and (folder / "rungs/llama-bpe-15k/manifest.json").read_bytes() == first
     second = json.loads((folder / "rungs/llama-bpe-40k/manifest.json").read_text())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import command, events, only_run, options, train_process
+from conftest import events, here, only_run, options, train_process
 
 FAMILIES = ("gpt2", "llama", "qwen2", "char_lstm")
 TINY = {"tokenizer": "character", "vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "dropout": 0.1,
@@ -94,7 +94,7 @@ def test_a_killed_and_resumed_run_ends_in_the_same_weights_for_each_family(runs,
 
 def test_run_pretrain_from_a_text_file_to_a_report(runs, text):
     asked = {"corpus": text, "family": "llama", "parameters": "60k", "max_steps": 8, "prompts": "a tri;the "}
-    done = command("paleotrain", "run", "pretrain", *options(TINY | asked))
+    done = here("run", "pretrain", *options(TINY | asked))
     assert done.returncode == 0, done.stderr[-3000:]
     folder = only_run(runs)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -105,7 +105,7 @@ def test_run_pretrain_from_a_text_file_to_a_report(runs, text):
     assert [(e["step"], e["prompt"]) for e in samples] == [(4, "a tri"), (4, "the "), (8, "a tri"), (8, "the ")]
     page = (folder / "report.html").read_text()
     assert all(json.loads(line)["text"].split()[0] in page for line in (folder / "samples.jsonl").read_text().splitlines() if json.loads(line)["text"].split())
-    judged = command("paleotrain", "evaluate", folder.name, "--data", str(text)) # a phase of its own for models that write
+    judged = here("evaluate", folder.name, "--data", str(text)) # a phase of its own for models that write
     assert judged.returncode == 0, judged.stderr[-3000:]
     assert "Reads the text better than a compressor" in judged.stdout and len(list(runs.glob("evaluate-*/report.html"))) == 1
 

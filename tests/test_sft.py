@@ -1,5 +1,4 @@
 """Chat phases: run_sft.ipynb end to end on a tiny model made here, exact gradients, a kill and a resume, red lines, and what is refused."""
-import csv
 import json
 import os
 import signal
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import command, events, only_run, options, train_process
+from conftest import events, here, only_run, options, table, train_process
 
 LETTERS = "abdehilnortuw"
 WORDS = [a + b + c for a in LETTERS for b in LETTERS for c in LETTERS]
@@ -84,12 +83,8 @@ def trained(*parts):
     return done, {claim["id"]: claim for claim in judge_sft(run, config, data, done)}
 
 
-def table(folder: Path, name: str) -> list[dict]:
-    with (folder / f"tables/{name}.csv").open(newline="") as file: return list(csv.DictReader(file))
-
-
 def test_run_sft_from_conversations_to_a_report(runs, given):
-    done = command("paleotrain", "run", "sft", *options(given | {"target_exact": 0.9}))
+    done = here("run", "sft", *options(given | {"target_exact": 0.9}))
     assert done.returncode == 0, done.stderr[-3000:]
     folder = only_run(runs)
     manifest = json.loads((folder / "manifest.json").read_text())

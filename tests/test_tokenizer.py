@@ -3,7 +3,7 @@ import json
 import re
 
 import pytest
-from conftest import command, events, only_run, options
+from conftest import events, here, only_run, options
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def artifacts(tmp_path, monkeypatch):
 
 
 def test_demo_trains_four_kinds_extends_and_judges_them(runs, artifacts):
-    done = command("paleotrain", "run", "tokenizer", "--preset", "tokenizer_demo")
+    done = here("run", "tokenizer", "--preset", "tokenizer_demo")
     assert done.returncode == 0, done.stderr[-3000:]
     folder = only_run(runs)
     left = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
@@ -50,7 +50,7 @@ def test_without_terms_and_beside_a_given_one_of_the_same_name(runs, artifacts):
     """The default has no terms; a folder `bpe` to compare does not take the place of the one trained."""
     given = {"corpus": "data/sample", "kind": "bpe"}
     for more in ({"vocab_size": 400, "name": "old"}, {"vocab_size": 1000, "name": "new", "extend": str(artifacts / "tokenizers/old/bpe")}):
-        done = command("paleotrain", "run", "tokenizer", *options(given | more))
+        done = here("run", "tokenizer", *options(given | more))
         assert done.returncode == 0, done.stderr[-3000:]
     made = {p.parent.name: json.loads(p.read_text())["vocabulary"] for p in (artifacts / "tokenizers/new").glob("*/manifest.json")}
     assert made == {"bpe": 1000, "given-bpe": 400}
@@ -79,7 +79,7 @@ def test_the_order_of_the_files_changes_nothing():
     ({"vocab_size": 40, "kind": "unigram"}, "error: vocab_size: 40 cannot be trained (Vocabulary size is smaller than required_chars); give more text"),
 ])
 def test_what_cannot_be_trained_is_one_line(runs, artifacts, given, message):
-    done = command("paleotrain", "run", "tokenizer", *options(given))
+    done = here("run", "tokenizer", *options(given))
     assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith(message), done.stderr[-2000:]
     assert "Traceback" not in done.stderr and not artifacts.exists()
 
