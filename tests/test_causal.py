@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from paleotrain.causal import FAMILIES, Shape, load_causal, new_causal, parse_size, solve_shape, use_causal_loss
+from paleotrain.causal import Shape, load_causal, new_causal, solve_shape, use_causal_loss
+from paleotrain.configurations import FAMILIES, parse_size
 from paleotrain.core import UserError
 from paleotrain.tokenizer import train_tokenizer
 

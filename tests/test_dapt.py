@@ -69,7 +69,7 @@ def test_papermill_and_command_leave_the_same_files(runs, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stop_and_resume(runs, number):
-    words = [str(BIN / "paleotrain"), "run", "dapt", *options(QUICK | {"max_steps": 60, "eval_steps": 30, "save_steps": 30})]
+    words = [str(BIN / "paleotrain"), "run", "dapt", *options(QUICK | {"max_steps": 40, "eval_steps": 40, "save_steps": 40})]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     wait_for(lambda: runs.exists() and any(p.is_dir() and '"train"' in (p / "events.jsonl").read_text() for p in runs.glob("dapt-*")
                                            if (p / "events.jsonl").exists()), process)
@@ -78,11 +78,11 @@ def test_stop_and_resume(runs, number):
     assert process.returncode == 130, err[-2000:]
     folder = only_run(runs)
     assert derive_status(folder) == "interrupted" and f"--resume {folder.name}" in err and (folder / "report.html").exists()
-    done = here("run", "dapt", "--resume", folder.name, *options({"max_steps": 61}))
+    done = here("run", "dapt", "--resume", folder.name, *options({"max_steps": 41}))
     assert done.returncode == 0, done.stderr[-2000:]
     assert derive_status(folder) == "finished"
     steps = [e["step"] for e in events(folder) if e["kind"] == "train"]
-    assert steps == sorted(set(steps)) and steps[-1] == 61 # no step stands twice
+    assert steps == sorted(set(steps)) and steps[-1] == 41 # no step stands twice
     assert len(json.loads((folder / "manifest.json").read_text())["attempts"]) == 2
     refused = here("run", "dapt", "--resume", folder.name, *options({"learning_rate": 1}))
     assert refused.returncode == 2 and refused.stderr.strip().endswith("resume without it or start a new run")

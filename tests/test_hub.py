@@ -66,7 +66,7 @@ def test_a_hub_checkpoint_all_the_way(runs, tmp_path):
     (tmp_path / "corpus.jsonl").write_text("\n".join(text))
     (tmp_path / "terms.csv").write_text("term,category,source\n" + "".join(f"{t},made up,test\n" for t in terms))
     parameters = {"general": None, "base_model": tmp_path / "hub", "corpus": tmp_path / "corpus.jsonl", "terms": tmp_path / "terms.csv", "learning_rate": 1e-3}
-    done = here("run", "dapt", *options(SMALL | {"test_words": 40, "max_seq_length": 64} | parameters))
+    done = here("run", "dapt", *options(SMALL | {"test_words": 40, "max_seq_length": 64, "test_fraction": 0.05} | parameters))
     assert done.returncode == 0, done.stderr[-3000:]
     folder = only_run(runs)
 
