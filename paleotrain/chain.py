@@ -233,9 +233,9 @@ def train_config(phase: Phase, chain: Chain, file: str, **decided: Any) -> SftCo
 # %% ../nbs/12_chain.ipynb #46580a41
 UNKEYED = ("name", "base_model", "data", "replay", "evaluation", "general", "reference", "tracker", "tracker_project", "tracker_tags", "dataloader_num_workers")
 
-CODE = ("answers", "batches", "causal", "chat", "chunked_loss", "conversations", "core", "documents", "evaluation", "examples", "generate",
-        "instructions", "loop", "lstm", "metrics", "mixture", "models", "plan", "power_law", "red_lines", "runs", "scoring", "sets", "sft", "sft_judge",
-        "starting", "training") # modules
+CODE = ("answers", "batches", "causal", "chat", "chunked_loss", "configurations", "conversations", "core", "documents", "evaluation", "examples",
+        "generate", "instructions", "locate", "loop", "lstm", "metrics", "mixture", "models", "plan", "power_law", "red_lines", "runs", "scoring", "sets",
+        "sft", "sft_judge", "starting", "training") # modules
 
 @cache
 def code_hash(
