@@ -32,7 +32,7 @@ bench: venv
 	$(BIN)/python tests/bench_prepare.py
 	$(BIN)/python tests/bench_scratch.py
 
-soak: venv  ## every command of the README as it is written, about twenty minutes
+soak: venv  ## every command of the README as it is written, about a quarter of an hour
 	PALEOTRAIN_SOAK=1 $(BIN)/python -m pytest tests/test_readme.py -s
 
 readme: venv  ## README.md from nbs/index.ipynb
