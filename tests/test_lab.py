@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import psutil
 import pytest
-from conftest import BIN, QUICK, ROOT, only_run
+from conftest import BIN, ROOT, SMALL, only_run
 
 from paleotrain.runs import checkpoints, derive_status, read_events
 
@@ -22,7 +22,7 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
          "--disable-sync", "--disable-dev-shm-usage"]
 SETTINGS = {"apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
             "notebook-extension/tracker": {"windowingMode": "none"}} # every cell is in the page, seen or not
-TRAINING = QUICK | {"max_steps": 400, "eval_steps": 200, "save_steps": 200}
+TRAINING = SMALL | {"max_steps": 400, "eval_steps": 200, "save_steps": 200}
 LINE = "stopping after this step; press stop again to stop at once"
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import QUICK, ROOT, command, only_run
+from conftest import ROOT, SMALL, command, only_run
 from jupyter_client.manager import start_new_kernel
 
 from paleotrain.runs import checkpoints, derive_status, read_events
 
 LINE = "stopping after this step; press stop again to stop at once"
-TRAINING = QUICK | {"max_steps": 400, "eval_steps": 200, "save_steps": 200}
+TRAINING = SMALL | {"max_steps": 400, "eval_steps": 200, "save_steps": 200}
 
 
 def code(phase: str) -> list[str]:
@@ -111,7 +111,7 @@ def test_pressed_in_another_cell(notebook):
     """What the cell calls is made to wait; the press ends it."""
     cells = code("dapt")
     wait = "import time\ndef prepare(run, *_):\n    (run.folder / 'waiting').touch()\n    while True: time.sleep(.01)"
-    notebook.run([f"globals().update({QUICK})", cells[0], wait, *cells[1:]])
+    notebook.run([f"globals().update({SMALL})", cells[0], wait, *cells[1:]])
     notebook.wait(lambda: list(notebook.runs.glob("*/waiting")))
     notebook.press()
     said, folder = notebook.end(), only_run(notebook.runs)
@@ -137,7 +137,7 @@ def test_pressed_in_a_rung(notebook):
 
 def test_a_fault_is_shown_as_before_and_reported(notebook):
     cells = code("dapt")
-    notebook.run([f"globals().update({QUICK | {'corpus': 'nowhere'}})", *cells])
+    notebook.run([f"globals().update({SMALL | {'corpus': 'nowhere'}})", *cells])
     said, folder = notebook.end(), only_run(notebook.runs)
     assert "Traceback" not in said and "UserError: " in said and "nowhere" in said
     assert derive_status(folder) == "failed" and (folder / "report.html").exists()
