@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .chat import closing_token, render
+from .chat import Frame, answer_frame, closing_token, render
 from .core import UserError
 from .generate import reading_limit
 from .instructions import Item, loose, strict
@@ -47,13 +47,14 @@ def judged(
     item: Item,
     ids: Sequence[int], # what the model wrote
     end: int, # the closing tag's id
+    frame: Frame, # what the template has the model write around an answer
 ) -> Answer:
     "What an item's answer is worth."
     closed = bool(ids) and ids[-1] == end
     inside = list(ids[:-1] if closed else ids)
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     valid = closed and special.isdisjoint(inside)
-    text = tokenizer.decode(inside, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    text = frame.taken_off(tokenizer.decode(inside, skip_special_tokens=False, clean_up_tokenization_spaces=False))
     meant = None if item.answer is None else unicodedata.normalize("NFC", item.answer)
     own = unicodedata.normalize("NFC", text)
     return Answer(item.id, item.kind, item.messages[-1]["content"], item.answer, text, len(ids), "tag" if closed else "length", valid,
@@ -104,7 +105,7 @@ def answer(
     batch_tokens: int = 8192, # tokens of a batch, answers included; memory grows with it
 ) -> list[Answer]:
     "The greedy answer to each item, in their order; the model is put back into its mode."
-    limit, end = reading_limit(model), closing_token(tokenizer)
+    limit, end, frame = reading_limit(model), closing_token(tokenizer), answer_frame(tokenizer)
     prompts, found = prompts_by_length(tokenizer, items, limit), dict[int, Answer]()
     training = model.training
     model.eval()
@@ -115,7 +116,7 @@ def answer(
             for batch in (group[begin:begin + rows] for begin in range(0, len(group), rows)):
                 ids = torch.tensor([prompt for _, prompt in batch], device=model.device)
                 for (place, _), row in zip(batch, _greedy(model, ids, most, end), strict=True):
-                    found[place] = judged(tokenizer, items[place], row, end)
+                    found[place] = judged(tokenizer, items[place], row, end, frame)
                 bar.update(len(batch))
     return [found[place] for place in range(len(items))]
 

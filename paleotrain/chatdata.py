@@ -12,11 +12,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 
-from .chat import add_chat, has_chat, render
+from .chat import add_chat, has_chat, render, write_date
 from .configurations import ChatdataConfig
 from .conversations import Conversation, read_conversations, write_conversations
 from .core import Settings, UserError, atomic_dir, locate, located, read_json, sha256_file, shown_path, write_json
@@ -84,6 +85,7 @@ def saved_tokenizer(name: str, settings: Settings) -> Any:
     if not (place / "tokenizer.json").is_file(): raise UserError("tokenizer", f"no tokenizer.json in {place}", "name the folder of a saved model or tokenizer")
     from transformers import PreTrainedTokenizerFast
     tokenizer = PreTrainedTokenizerFast.from_pretrained(place)
+    write_date(tokenizer, date(2000, 1, 1)) # any: what an answer's tokens are counted by has no part in it
     if not has_chat(tokenizer): add_chat(tokenizer) # a base that has seen no chat
     return tokenizer
 

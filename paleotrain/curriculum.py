@@ -19,7 +19,7 @@ from paleotrain.chain import (
     Chain, Phase, check_measured, code_hash, data_config, find_finished, model_hash, phase_key, read_chain, take_over, train_config,
 )
 from .chain_judge import Learned, chain_claims, chain_tables, gate_rows, gate_said, judged_chain, minutes_of, read_phase, stop_reason
-from .chat import add_chat, has_chat, weigh_tags
+from .chat import add_chat, freeze_date, has_chat, weigh_tags
 from .chatdata import make_data
 from .configurations import CurriculumConfig, SftConfig
 from .conversations import read_conversations, write_conversations
@@ -184,6 +184,7 @@ def check_phases(run: Run, config: CurriculumConfig, course: Course, settings: S
     for phase in course.chain.phases: check_measured(phase, course.files[phase.name].items, course.file)
     if not Path(course.base).is_dir(): return # of a hub name nothing is fetched before its turn
     _, model, tokenizer = config_and_tokenizer(course.base)
+    freeze_date(tokenizer, run)
     if not has_chat(tokenizer): add_chat(tokenizer, config.tag_prefix)
     limit = int(model.max_position_embeddings)
     for phase in course.chain.phases:
@@ -247,11 +248,12 @@ class Stopped(Exception):
     "A chain that ended before its last phase; claims and report are there."
     def _render_traceback_(self) -> list[str]: return [f"Stopped: {self}"]
 
-def reference_answers(course: Course, done: list[Learned], tag_prefix: str) -> list[dict[str, Any]]:
+def reference_answers(run: Run, course: Course, done: list[Learned], tag_prefix: str) -> list[dict[str, Any]]:
     "Rows of samples.jsonl: every model's greedy answers to the reference prompts; the base has its tags added for it."
     said: dict[str, list[str]] = {}
     for name, place in [("base", course.base), *((learned.phase.name, str(learned.folder / "model")) for learned in done)]:
         loaded = load_causal(place, pick_device())
+        freeze_date(loaded.tokenizer, run)
         if not has_chat(loaded.tokenizer):
             add_chat(loaded.tokenizer, tag_prefix)
             weigh_tags(loaded.model, loaded.tokenizer, tag_prefix)
@@ -261,7 +263,7 @@ def reference_answers(course: Course, done: list[Learned], tag_prefix: str) -> l
 
 def judge_chain(run: Run, config: CurriculumConfig, course: Course, done: list[Learned]) -> list[dict[str, Any]]:
     "Samples, claims, the last phase's model where the chain has reached it, and the run's end."
-    samples, reason = reference_answers(course, done, config.tag_prefix), stop_reason(done)
+    samples, reason = reference_answers(run, course, done, config.tag_prefix), stop_reason(done)
     write_samples(run, samples)
     claims = judged_chain(course.chain, read_json(run.folder / "claims.json"), done, samples, config.target_minutes, seen(course.files))
     write_json(run.folder / "claims.json", claims)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .adapters import check_targets
 from .causal import config_and_tokenizer
-from .chat import add_chat, add_plain, closing_token, has_chat
+from .chat import add_chat, add_plain, closing_token, freeze_date, has_chat
 from .configurations import AdapterConfig, QloraConfig
 from .conversations import Conversation, read_conversations
 from .core import Settings, UserError, locate, located, read_json, shown_path, stable_fraction
@@ -126,6 +126,7 @@ def prepare(run: Run, config: QloraConfig, settings: Settings) -> DomainData:
     refuse_changed(run, inputs)
     from transformers import AutoModelForCausalLM
     base, model, tokenizer = config_and_tokenizer(base_path(config.base_model, settings))
+    freeze_date(tokenizer, run)
     if (limit := getattr(model, "max_position_embeddings", None)) and config.max_seq_length > limit:
         raise UserError("max_seq_length", f"{config.max_seq_length} for a model of {limit} positions", "use fewer")
     with torch.device("meta"): check_targets(AutoModelForCausalLM.from_config(model), config.target_modules) # shapes, no weight

@@ -143,7 +143,7 @@ def dialogue(
 
 # %% ../nbs/01_mapping.ipynb #30686efe
 def answered(
-    messages: tuple[dict[str, str], ...], # one conversation
-) -> tuple[dict[str, str], ...]:
-    "The conversation up to its last answer; nothing where it has none."
-    return messages[:max((i for i, message in enumerate(messages, 1) if message["role"] == "assistant"), default=0)]
+    messages: tuple[dict[str, Any], ...], # one conversation
+) -> tuple[dict[str, Any], ...]:
+    "The conversation up to its last answer that is to be learned; nothing where it has none."
+    return messages[:max((i for i, message in enumerate(messages, 1) if message["role"] == "assistant" and message.get("weight", 1)), default=0)]

@@ -7,13 +7,14 @@ __all__ = ['causal_runs', 'Knobs', 'Panel']
 
 # %% ../nbs/14_panel.ipynb #767cf9e1
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets # type: ignore[import-untyped]
 
 from .causal import load_causal
-from .chat import has_chat
+from .chat import has_chat, write_date
 from .configurations import Sampling
 from .core import Settings, UserError, validated
 from .generate import Generated
@@ -73,7 +74,9 @@ class Panel:
         if not self.prompt.value: raise UserError("prompt", "it is empty", "write something")
         if not self.model.value: raise UserError("model", "none named", "choose a run, or type the folder of a model")
         sampling, place = self.knobs.sampling(), str(model_folder(self.model.value, self.settings))
-        if self.loaded is None or self.place != place: self.loaded, self.place = load_causal(place, pick_device()), place
+        if self.loaded is None or self.place != place:
+            self.loaded, self.place = load_causal(place, pick_device()), place
+            write_date(self.loaded.tokenizer, date.today())
         return answers(self.loaded, self.prompt.value, sampling, self.system.value or None)
 
     def _pressed(self, _: Any) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from .answers import Answer, answer, prompts_by_length, score_answers, wilson
 from .batches import tokenizer_hash
 from .causal import config_and_tokenizer, context_length, load_causal, use_causal_loss
-from .chat import closing_token, end_tokens, fit, weigh_tags
+from .chat import closing_token, end_tokens, fit, freeze_date, weigh_tags
 from .configurations import RedLines, SftConfig
 from .conversations import Conversation, read_conversations, write_conversations
 from .core import Settings, UserError, atomic_write, set_seed, sha256_file, shown_path, stable_fraction
@@ -51,6 +51,7 @@ def prepare(run: Run, config: SftConfig, settings: Settings) -> SftData:
     general, rest = read_general(config, settings, inputs)
     refuse_changed(run, inputs)
     base, model, tokenizer = config_and_tokenizer(base_path(config.base_model, settings))
+    freeze_date(tokenizer, run)
     limit = int(model.max_position_embeddings)
     if config.max_seq_length > limit: raise UserError("max_seq_length", f"{config.max_seq_length} for a model of {limit} positions", "use fewer")
     new_rows = ready_tokenizer(tokenizer, config, config.base_model)

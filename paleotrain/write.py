@@ -10,12 +10,13 @@ __all__ = ['LOOP', 'prompts_of', 'read_prompts', 'prepare', 'chats', 'asked_ids'
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 
 from .causal import load_causal
-from .chat import closing_token, end_tokens, has_chat, render, require_chat
+from .chat import answer_frame, closing_token, end_tokens, freeze_date, has_chat, render, require_chat
 from .configurations import GenerateConfig, Sampling
 from .core import Settings, UserError, locate, read_json, sha256_file, shown_path, write_json
 from .evaluation import claim, set_claim, write_samples
@@ -94,13 +95,16 @@ def asked_ids(
 
 def answers(loaded: LoadedModel, prompt: str, sampling: Sampling, system: str | None = None, chat: bool | None = None) -> list[Generated]:
     "`num_sequences` texts that go on with the prompt or, in a chat, answer it."
-    ends = [closing_token(loaded.tokenizer), *end_tokens(loaded.model)] if chats(loaded, system, chat) else None
-    return generate(loaded.model, loaded.tokenizer, prompt, sampling, asked_ids(loaded, prompt, system, chat), ends)
+    if not chats(loaded, system, chat): return generate(loaded.model, loaded.tokenizer, prompt, sampling, asked_ids(loaded, prompt, system, chat))
+    ends, frame = [closing_token(loaded.tokenizer), *end_tokens(loaded.model)], answer_frame(loaded.tokenizer)
+    written = generate(loaded.model, loaded.tokenizer, prompt, sampling, asked_ids(loaded, prompt, system, chat), ends)
+    return [replace(one, text=frame.taken_off(one.text)) for one in written]
 
 # %% ../nbs/11_write.ipynb #ff36f1d4
 def load(run: Run, config: GenerateConfig, place: Path, prompts: Sequence[str], settings: Settings) -> LoadedModel:
     "The model on its device, with every prompt checked before the first is gone on with."
     loaded = load_causal(place, run.manifest["hardware"]["device"])
+    freeze_date(loaded.tokenizer, run)
     limit = reading_limit(loaded.model)
     tokens = [len(asked_ids(loaded, prompt, config.system, config.chat)) for prompt in prompts]
     parent = same_parent(run, {"model": shown_path(place, settings), "sha256": sha256_file(place)})

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from test_prepare import Prepared, prose
 
-from paleotrain.conversations import UNANSWERED, Conversation, read_conversations, write_conversations
+from paleotrain.conversations import NOTHING, UNANSWERED, UNLEARNED, Conversation, read_conversations, write_conversations
 from paleotrain.core import UserError, load_settings
 from paleotrain.documents import ReadReport
 
 CHAT = load_settings().corpora / "chat"
-TURNS = [("system", "Be brief."), ("user", "Say »a«."), ("assistant", "a\n"), ("user", "Again."), ("assistant", " a")]
+TURNS = [("system", "Be brief."), ("user", "Say »a«."), ("assistant", "a"), ("user", "Again."), ("assistant", "a\n b")]
 
 
 def chat(turns=TURNS) -> dict:
@@ -34,7 +34,7 @@ def read(*names: str) -> tuple[list[Conversation], ReadReport]:
 
 
 def said(conversation: Conversation) -> list[tuple[str, str]]:
-    assert all(turn.keys() == {"role", "content"} for turn in conversation.messages)
+    assert all(turn.keys() - {"weight"} == {"role", "content"} for turn in conversation.messages)
     return [(turn["role"], turn["content"]) for turn in conversation.messages]
 
 
@@ -65,7 +65,9 @@ def test_layouts(tmp_path, layout, suffix):
     found, report = read(name)
     assert [said(c) for c in found] == [expected] * 2
     assert [(c.id, c.source, c.kind, c.place) for c in found] == [("a#1", "a", "", f"{name}:1"), ("own", "mine", "echo", f"{name}:2")]
-    assert (report.bad, report.lines, report.files[0]["documents"], report.files[0]["left_out"]) == (0, 2, 2, {})
+    others = ("prompt", "completion", "instruction", "output") if layout == "messages_win" else ()
+    assert (report.bad, report.lines, report.files[0]["documents"]) == (0, 2, 2)
+    assert report.files[0]["left_out"] == {f"the column {name}, not read": 2 for name in others}
 
 
 def test_rows_of_several_layouts_and_several_files_keep_their_order(tmp_path):
@@ -131,10 +133,94 @@ def test_a_last_turn_without_an_answer_is_cut_off_and_counted_by_file(tmp_path):
     assert [entry["left_out"] for entry in report.files] == [{UNANSWERED: 2}, {}, {UNANSWERED: 1}]
 
 
-def test_fields_of_a_turn_that_are_not_read_are_counted(tmp_path):
-    row = {"messages": [turn | {"weight": 0} for turn in chat()["messages"]]}
-    found, report = read(written(tmp_path / "a.jsonl", row))
-    assert said(found[0]) == TURNS and report.files[0]["left_out"] == {"the field weight of a turn, not read": 5}
+def test_fields_and_columns_that_are_not_read_are_counted(tmp_path):
+    row = {"messages": [turn | {"name": "x", "tool_calls": None} for turn in chat()["messages"]], "score": .5, "id": 7, "note": None}
+    found, report = read(written(tmp_path / "a.jsonl", row, row))
+    assert [said(one) for one in found] == [TURNS] * 2
+    assert report.files[0]["left_out"] == {"the field name of a turn, not read": 10, "the column score, not read": 2, "the column id, not read": 2}
+
+
+@pytest.mark.parametrize("field", ["weight", "train", "training", "train_on_turn", "loss"])
+def test_an_answer_that_is_not_to_be_learned_is_read_only(tmp_path, field):
+    """Its tokens stand in the example, unsupervised; at the end it is cut off; where there is no other, the conversation is left out."""
+    from paleotrain.chat import add_chat, render
+    from paleotrain.tokenizer import train_tokenizer
+    turns = chat(TURNS[1:])["messages"]
+    first, last = [turns[0], turns[1] | {field: 0}, *turns[2:]], [*turns[:3], turns[3] | {field: False}]
+    sets = (first, last, [*first[:2], *last[2:]], [turn | {field: 1} for turn in turns])
+    found, report = read(written(tmp_path / "a.jsonl", *({"messages": rows} for rows in sets)))
+    assert [said(one) for one in found] == [TURNS[1:], TURNS[1:3], TURNS[1:]]
+    assert report.files[0]["left_out"] == {UNLEARNED: 1, NOTHING: 1, f"the field {field} of a turn, not read": 2} # of a user's turn
+    tokenizer = train_tokenizer("bpe_words", [text for _, text in TURNS] * 9, 300)
+    add_chat(tokenizer)
+    learned = [tokenizer.decode([t for t, flag in zip(r.ids, r.supervised, strict=True) if flag]) for r in (render(tokenizer, one.messages) for one in found)]
+    assert learned == ["a\n b</myPT_assistant>", "a</myPT_assistant>", "a</myPT_assistant>a\n b</myPT_assistant>"]
+    written_again = tmp_path / "b.jsonl"
+    write_conversations(written_again, found)
+    assert [one.messages for one in read(str(written_again))[0]] == [one.messages for one in found]
+    for odd in (.5, 2, "0", [0]):
+        row = {"messages": [turns[0], turns[1] | {field: odd}]}
+        assert f"turn 2: a weight of {odd!r}; write 1, or 0" in refusal(written(tmp_path / "odd.jsonl", row))
+
+
+def test_alpaca_keeps_its_history_in_every_spelling(tmp_path):
+    row = {"instruction": "Third?", "input": "", "output": "c", "system": "Be brief."}
+    pairs = [["First?", "a"], ["Second?", "b"]]
+    turns = [("system", "Be brief."), ("user", "First?"), ("assistant", "a"), ("user", "Second?"), ("assistant", "b"), ("user", "Third?"), ("assistant", "c")]
+    dicts = chat(turns[1:5])["messages"]
+    for number, history in enumerate((pairs, dicts)):
+        for one in (row, {"prompt": "Third?", "completion": "c", "system": "Be brief."}):
+            assert said(read(written(tmp_path / f"{number}.jsonl", one | {"history": history}))[0][0]) == turns
+    for empty in ([], None, ""): assert said(read(written(tmp_path / "e.jsonl", row | {"history": empty}))[0][0]) == [turns[0], *turns[5:]]
+    for wrong in ("First? a", [["First?"]], ["First?", "a"], {"First?": "a"}, [["a", "b", "c"]]):
+        assert ":1, history: not a list of pairs; write" in refusal(written(tmp_path / "w.jsonl", row | {"history": wrong}))
+    assert "turn 3: content is no text but null" in refusal(written(tmp_path / "w.jsonl", row | {"history": [["First?", None]]}))
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+    parquet.write_table(pyarrow.table({name: [value, value] for name, value in row.items()} | {"history": [pairs, None]}), tmp_path / "h.parquet")
+    assert [len(one.messages) for one in read(str(tmp_path / "h.parquet"))[0]] == [7, 3]
+
+
+def test_joined_sets_are_read_by_the_columns_that_hold_something(tmp_path):
+    """Every row has the columns of all sets; null, NaN and an empty list stand in those of the others. In Parquet and in a turn's fields as well."""
+    names = sorted({name for row, _ in LAYOUTS.values() for name in row})
+    for nothing in (None, []):
+        rows = [{name: nothing for name in names} | row for row, _ in LAYOUTS.values()]
+        found, _ = read(written(tmp_path / "joined.jsonl", *rows))
+        assert [said(one) for one in found] == [turns for _, turns in LAYOUTS.values()]
+    both = {"messages": [{"role": None, "content": None, "from": "human", "value": "a"},
+                         {"role": "assistant", "content": "b", "from": None, "value": None}]}
+    assert said(read(written(tmp_path / "turns.jsonl", both))[0][0]) == [("user", "a"), ("assistant", "b")]
+    found, report = read(written(tmp_path / "half.jsonl", {"prompt": "a", "completion": None}, {"messages": None}, chat()))
+    assert [said(one) for one in found] == [TURNS] and report.files[0]["left_out"] == {"an empty column": 2}
+    import pyarrow
+    import pyarrow.parquet
+    rows = [{"messages": chat()["messages"], "prompt": None, "completion": None}, {"messages": None, "prompt": "a", "completion": "b"}]
+    table = pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(table, tmp_path / "joined.parquet")
+    assert [said(one) for one in read(str(tmp_path / "joined.parquet"))[0]] == [TURNS, [("user", "a"), ("assistant", "b")]]
+
+
+def test_content_in_parts_of_text_is_joined_and_other_parts_are_refused(tmp_path):
+    def row(*parts) -> dict: return {"messages": [{"role": "user", "content": list(parts)}, {"role": "assistant", "content": [{"type": "text", "text": "b"}]}]}
+    text = {"type": "text", "text": "Say "}
+    for parts in ((text, {"type": "text", "text": "b."}), ("Say b.",), ("Say ", text | {"text": "b."}), (text | {"image_url": None}, {"text": "b."})):
+        assert said(read(written(tmp_path / "a.jsonl", row(*parts)))[0][0]) == [("user", "Say b."), ("assistant", "b")]
+    image = {"type": "image_url", "image_url": {"url": "x"}}
+    for part, found in ((image, "a list with a part of type image_url"), ({"type": "text", "text": None}, "list"), (7, "list")):
+        assert f"turn 1: content is no text but {found}; write a text" in refusal(written(tmp_path / "a.jsonl", row(text, part)))
+    for role in ("developer", "tool", "function"):
+        assert f"turn 1: unknown role '{role}'" in refusal(written(tmp_path / "a.jsonl", chat([(role, "x"), *TURNS[1:]])))
+    call = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]}
+    assert "turn 2: content is no text but null" in refusal(written(tmp_path / "a.jsonl", call))
+
+
+def test_blanks_at_the_ends_of_turns_are_taken_off_and_counted(tmp_path):
+    ends = [("", "\n"), (" ", ""), ("\n\n", " "), ("", ""), ("\u3000", "\r\n")]
+    turns = [(role, f"{before}{content}{after}") for (role, content), (before, after) in zip(TURNS, ends, strict=True)]
+    for row in (chat(turns), shared(turns)):
+        found, report = read(written(tmp_path / "a.jsonl", row))
+        assert said(found[0]) == TURNS and report.files[0]["left_out"] == {"blanks at the ends of a turn, taken off": 4}
 
 
 def test_bom_crlf_blank_lines_and_a_long_conversation(tmp_path):
