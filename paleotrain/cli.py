@@ -16,12 +16,13 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from .configurations import CONFIGURATIONS, AdapterConfig
-from .core import Settings, UserError, load_settings, locate, read_json
+from .core import RUN_PARAMETERS, Settings, UserError, load_settings, locate, read_json, read_yaml
 from .journal import last_step, read_run
 from .lead import resume_command
 from .runs import derive_status, find_run, new_run_id, read_events
@@ -72,22 +73,22 @@ def parsed(
         except ValueError: continue
     return value
 
-def from_file(path: str) -> dict[str, Any]:
-    "The parameters in a YAML file."
-    import yaml
-    try: values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error: raise UserError(path, f"not YAML ({' '.join(str(error).split())})", "mend the file") from None
+def from_file(path: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    "The parameters in a YAML file; what looks like a number and is none as YAML writes it, as 1e5, is one where the field is a number."
+    values = read_yaml(Path(path))
     if not isinstance(values, dict): raise UserError(path, "no 'name: value' lines in it", "write one parameter a line")
-    return values
+    return {name: parsed(value, fields[name].annotation) if isinstance(value, str) and value != "None" and name in fields else value
+            for name, value in values.items()}
 
 def given_values(arguments: argparse.Namespace) -> dict[str, Any]:
     "What the user set for the run notebook: the file of -f, then -p, then --preset and --resume."
     fields = CONFIGURATIONS[arguments.phase].model_fields if arguments.phase in CONFIGURATIONS else {}
-    values = from_file(arguments.f) if arguments.f is not None else {}
-    values |= {name: parsed(value, fields[name].annotation if name in fields else None) for name, value in arguments.p}
+    values = from_file(arguments.f, fields) if arguments.f is not None else {}
+    values |= {name: parsed(value, fields[name].annotation if name in fields else str if name in RUN_PARAMETERS else None) for name, value in arguments.p}
     values |= {name: value for name, value in (("preset", arguments.preset), ("resume", arguments.resume)) if value is not None}
-    for name in ("preset", "resume"):
+    for name in RUN_PARAMETERS:
         if values.get(name) == "": raise UserError(name, "its value is empty", "name one, or leave it out")
+        if values.get(name) is not None: values[name] = str(values[name])
     return values
 
 # %% ../nbs/16_cli.ipynb #6740eff4
@@ -224,6 +225,8 @@ def planned(given: argparse.Namespace) -> str:
 # %% ../nbs/16_cli.ipynb #d04a764b
 def main(arguments: Sequence[str] | None = None) -> int:
     "The command `paleotrain`."
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper): stream.reconfigure(errors="plain") # a terminal without a sign ends nothing
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR) # its advice on kernels is no part of what a command says
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
