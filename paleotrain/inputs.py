@@ -7,6 +7,7 @@ __all__ = ['LOOKED_AT', 'LOOKS', 'look_at_text', 'look_at_chats', 'look_at_promp
            'look_at_sources', 'check_inputs', 'plain', 'refuse_code', 'check_run']
 
 # %% ../nbs/14_inputs.ipynb #47b92220
+import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from keyword import iskeyword
@@ -89,6 +90,8 @@ def refuse_code(given: Mapping[str, Any]) -> None:
         if not isinstance(name, str) or not name.isidentifier() or iskeyword(name):
             raise UserError(name, "no name of a parameter", "write letters, digits and _, as in max_steps")
         if not plain(value): raise UserError(name, f"a value of type {type(value).__name__}", "write text, a number, true, false, null, or a list of these")
+        try: json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError: raise UserError(name, f"{value!r} holds bytes that are no text here", "set PYTHONUTF8=1, or rename the file") from None
 
 def check_run(
     phase: str, # as in run_<phase>.ipynb

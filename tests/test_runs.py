@@ -1,5 +1,7 @@
 """What a run stands on: its events after a kill, its lock beside those who look, its parameters as they were typed, its kernel, and the terminal it speaks to."""
 import json
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -59,3 +61,33 @@ def test_whoever_looks_at_a_run_keeps_no_writer_out_and_needs_no_right_to_write(
     assert found <= {"interrupted", "running"}
     (folder / "writer.lock").chmod(0o400)
     assert derive_status(folder) == "interrupted"
+
+
+# The kernel
+
+ORPHAN = """
+import ctypes, os, subprocess, sys, time
+import psutil
+ctypes.CDLL(None).prctl(36, 1) # PR_SET_CHILD_SUBREAPER: orphans come here, and not to process 1
+starter = f'''
+import os, subprocess, sys
+kernel = subprocess.Popen([sys.executable, "-P", "-c", "from paleotrain.runs import start_kernel; start_kernel()", "-f", {sys.argv[1]!r}],
+                          env=os.environ | dict(JPY_PARENT_PID=str(os.getpid())))
+print(kernel.pid, flush=True)
+if {sys.argv[2]!r} == "up":
+    while not os.path.exists({sys.argv[1]!r}): pass
+os.kill(os.getpid(), 9)
+'''
+kernel = int(subprocess.run([sys.executable, "-c", starter], stdout=subprocess.PIPE).stdout)
+end = time.monotonic() + 30
+while psutil.pid_exists(kernel) and psutil.Process(kernel).status() != "zombie" and time.monotonic() < end: time.sleep(.05)
+print("ended" if time.monotonic() < end else "lives on")
+if time.monotonic() >= end: os.kill(kernel, 9)
+"""
+
+
+@pytest.mark.parametrize("when", ["at once", "up"])
+def test_a_kernel_ends_with_the_command_that_started_it_below_another_reaper(tmp_path, when):
+    """Killed before the kernel has begun, and once it is up (its connection file is there)."""
+    done = subprocess.run([sys.executable, "-c", ORPHAN, str(tmp_path / "kernel.json"), when], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["ended"], done.stderr
