@@ -1136,6 +1136,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'paleotrain/pretrain_causal.py'),
                                             'paleotrain.pretrain_causal.make_tokenizer': ( 'pretrain_causal.html#make_tokenizer',
                                                                                            'paleotrain/pretrain_causal.py'),
+                                            'paleotrain.pretrain_causal.packed_example': ( 'pretrain_causal.html#packed_example',
+                                                                                           'paleotrain/pretrain_causal.py'),
                                             'paleotrain.pretrain_causal.plan_pretrain': ( 'pretrain_causal.html#plan_pretrain',
                                                                                           'paleotrain/pretrain_causal.py'),
                                             'paleotrain.pretrain_causal.prepare': ( 'pretrain_causal.html#prepare',
