@@ -109,11 +109,10 @@ def request_stop(
 
 # %% ../nbs/16_cli.ipynb #5f0563a3
 def starting(command: Sequence[str]) -> list[str]:
-    "The command of a kernel, with our own entry in the place of ipykernel's; `-P` keeps files of the current folder from being taken for modules."
+    "The command of a kernel that Python runs as a module, through our own entry; `-P` keeps files of the current folder from being taken for modules."
     words = list(command)
-    if (at := words.index("ipykernel_launcher") if "ipykernel_launcher" in words else 0):
-        words[at - 1:at + 1] = ["-P", "-c", "from paleotrain.runs import start_kernel; start_kernel()"]
-    return words
+    at = words.index("-m") if "-m" in words else len(words)
+    return [*words[:at], "-P", "-c", f"from paleotrain.runs import start_kernel; start_kernel({words[at + 1]!r})", *words[at + 2:]] if words[at:] else words
 
 def execute(
     notebook: Path,

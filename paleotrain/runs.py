@@ -93,14 +93,16 @@ def on_sigint(
     finally: signal.signal(signal.SIGINT, before)
 
 # %% ../nbs/01_runs.ipynb #1c6fa7ed
-def start_kernel() -> None:
-    "Become an IPython kernel that ends when the process that started it does, however early, and whoever is its parent then."
+def start_kernel(
+    module: str, # that launches it, as in `python -m module`
+) -> None:
+    "Become a kernel that ends when the process that started it does, however early, and whoever is its parent then."
     if sys.platform == "linux":
         import ctypes
         ctypes.CDLL(None).prctl(1, signal.SIGKILL) # PR_SET_PDEATHSIG
     if os.getppid() != int(os.environ.get("JPY_PARENT_PID", os.getppid())): sys.exit() # gone before that line
-    from ipykernel import kernelapp
-    kernelapp.launch_new_instance()
+    import runpy
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 # %% ../nbs/01_runs.ipynb #cadf661c
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "peft", "bitsandbytes", "papermill", "nbdev", "numpy")

@@ -71,8 +71,9 @@ import psutil
 ctypes.CDLL(None).prctl(36, 1) # PR_SET_CHILD_SUBREAPER: orphans come here, and not to process 1
 starter = f'''
 import os, subprocess, sys
-kernel = subprocess.Popen([sys.executable, "-P", "-c", "from paleotrain.runs import start_kernel; start_kernel()", "-f", {sys.argv[1]!r}],
-                          env=os.environ | dict(JPY_PARENT_PID=str(os.getpid())))
+from paleotrain.cli import starting
+command = starting([sys.executable, "-m", "ipykernel_launcher", "-f", {sys.argv[1]!r}])
+kernel = subprocess.Popen(command, env=os.environ | dict(JPY_PARENT_PID=str(os.getpid())))
 print(kernel.pid, flush=True)
 if {sys.argv[2]!r} == "up":
     while not os.path.exists({sys.argv[1]!r}): pass
