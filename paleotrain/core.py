@@ -87,7 +87,8 @@ def place_of(
     except (RuntimeError, ValueError) as error: raise UserError(f"settings.ini:{name}", f"{value!r} ({error})", "write a path") from None
     more = not value.strip() or "\n" in value or value[0] in "\"'" or re.search(r"\s[#;]", value)
     if more and not (value.strip() and place.exists()):
-        raise UserError(f"settings.ini:{name}", f"{value!r} is no path alone", "write a path and nothing else: no quotes, no comment behind it, all on one line")
+        fix = "write a path and nothing else: no quotes, no comment behind it, all on one line"
+        raise UserError(f"settings.ini:{name}", f"{value!r} is no path alone", fix)
     return place
 
 def load_settings(
@@ -171,7 +172,7 @@ def injected_names(
         names = []
         for node in ast.parse(source).body:
             if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
-                raise UserError("parameters", f"{ast.unparse(node)!r} is no parameter and its value", "name a parameter: papermill runs whatever stands in its place")
+                raise UserError("parameters", f"{ast.unparse(node)!r} is no parameter and its value", "name a parameter: papermill runs what stands in its place")
             names.append(node.targets[0].id)
         return names
     return []
@@ -221,7 +222,7 @@ PlainYaml.add_constructor(f"{NAMED}float", PlainYaml.construct_yaml_float)
 
 def read_yaml(path: Path) -> Any:
     "What a YAML file holds; a `UserError` for one that is no YAML."
-    try: return yaml.load(path.read_text(encoding="utf-8-sig"), PlainYaml)  # noqa: S506 - a SafeLoader
+    try: return yaml.load(path.read_text(encoding="utf-8-sig"), PlainYaml) # a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError) as error: raise UserError(path, f"not YAML ({' '.join(str(error).split())})", "mend the file") from None
 
 # %% ../nbs/00_core.ipynb #d4e0d41a

@@ -204,7 +204,7 @@ def absent(text: str) -> str: return f'<p class="absent">{text}</p>' # in the pl
 def pair(*blocks: str) -> str: return f'<div class="grid">{"".join(blocks)}</div>' # side by side; below each other on a narrow screen
 
 # %% ../nbs/14_journal.ipynb #27784f95
-SIGNS = {**dict.fromkeys("–—−‐‑─", "-"), **dict.fromkeys("“”„«»", '"'), **dict.fromkeys("‘’", "'"), **dict.fromkeys("█▉▊▋▌▍▎▏", "#"), **dict.fromkeys(f"{NARROW}\xa0", " "),
+SIGNS = {**dict.fromkeys("–—−‐‑─", "-"), **dict.fromkeys("“”„«»", '"'), **dict.fromkeys("‘’", "'"), **dict.fromkeys("█▉▊▋▌▍▎▏", "#"), NARROW: " ", "\xa0": " ",
          "≤": "<=", "≥": ">=", "×": "x", "÷": "/", "·": "|", "•": "*", "…": "...", "→": "->", "✓": "+", "✕": "x", "▲": "^", "▼": "v", "○": "o", "★": "*"}
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 
