@@ -365,6 +365,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'paleotrain.core.read_preset': ('core.html#read_preset', 'paleotrain/core.py'),
                                  'paleotrain.core.read_yaml': ('core.html#read_yaml', 'paleotrain/core.py'),
                                  'paleotrain.core.recover': ('core.html#recover', 'paleotrain/core.py'),
+                                 'paleotrain.core.refuse_more': ('core.html#refuse_more', 'paleotrain/core.py'),
                                  'paleotrain.core.refuse_unknown': ('core.html#refuse_unknown', 'paleotrain/core.py'),
                                  'paleotrain.core.resolve': ('core.html#resolve', 'paleotrain/core.py'),
                                  'paleotrain.core.set_seed': ('core.html#set_seed', 'paleotrain/core.py'),
