@@ -130,7 +130,7 @@ def judge(run: Run, config: ChatdataConfig, folder: Path, settings: Settings) ->
         read = read_inputs(config, settings)
         prompts |= {prompt_keys(item)[-1] for items in read.items.values() for item in items}
         held = {asked(row.messages) for found in sides(read.rows, config.validation_fraction, config.seed)["validation"].values() for row in found}
-        settle("held_out", sum(asked(row.messages) in held for row in rows), len(rows))
+        settle("held_out", sum(asked(row.messages) in held for row in rows), len(rows) if held else 0) # 0: nothing was kept apart
         replay = run.manifest["data"]["replay"]
         settle("replay_share", round(100 * abs(replay["achieved"] - replay["asked"]), 2), len(rows), 100 * CLOSE)
     else: settle("reserved", sum(reserved(*(m["content"] for m in row.messages)) for row in rows), len(rows))

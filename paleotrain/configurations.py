@@ -108,7 +108,7 @@ class PretrainConfig(TrainConfig, TextConfig):
     early_stopping_threshold: float = Field(0.002, ge=0, description="nats by which an evaluation has to improve: a word, of causal models a character")
     eval_words: int = Field(1500, ge=20, description="words scored at each evaluation; of a masked model, hidden ones")
     test_words: int = Field(6000, ge=20, description="words scored at the end, likewise")
-    prompts: list[str] | None = Field(None, description="what samples begin with; several with ;, and \\n for a line's end; None: from validation texts")
+    prompts: list[str] | None = Field(None, description="what samples begin with; several with ;; None: from validation texts")
     sample_tokens: int = Field(100, ge=1, le=512, description="tokens of a sample")
     target_nats: float | None = Field(None, gt=0, description="claim: nats a character on validation at most this; None: 20 % below a unigram model")
     target_minutes: float | None = Field(None, gt=0, description="claim: training with its evaluations takes at most this; None: not claimed")
@@ -116,8 +116,8 @@ class PretrainConfig(TrainConfig, TextConfig):
 
     @field_validator("prompts", mode="before")
     @classmethod
-    def as_written(cls, value: Any) -> Any: # a line's end belongs to a prompt
-        return [part.replace(r"\n", "\n") for part in value.split(";") if part] if isinstance(value, str) else value
+    def as_written(cls, value: Any) -> Any: # a blank at its end belongs to a prompt
+        return [part for part in value.split(";") if part] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def fits_family(self) -> "PretrainConfig":
@@ -227,17 +227,12 @@ class Sampling(PhaseConfig):
 class GenerateConfig(Sampling):
     "Parameters of generating from a saved model: how to draw, and with what to begin."
     model: str | None = Field(None, description="run id, run directory, or folder of a saved causal model")
-    prompt: str | None = Field(None, description=r"text to go on with; \n is the end of a line")
+    prompt: str | None = Field(None, description="text to go on with, as it is typed; a file or YAML may give it several lines")
     prompt_file: str | None = Field(None, description="file of prompts instead: .jsonl has a field prompt on each line; any other file is one prompt")
     system: str | None = Field(None, description="what a chat model is told before the prompt; None: nothing")
     chat: bool | None = Field(None, description="ask as a user asks; None: where the model has a chat template; false: go on with the prompt")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("fp32", description="of the arithmetic; a small model gains nothing by less than fp32")
-
-    @field_validator("prompt", "system")
-    @classmethod
-    def with_lines(cls, value: str | None) -> str | None: # a shell gives \n as two characters
-        return value.replace(r"\n", "\n") if value else value
 
 # %% ../nbs/01_configurations.ipynb #4661c469
 class EvaluateConfig(PhaseConfig):
@@ -254,11 +249,6 @@ class EvaluateConfig(PhaseConfig):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the model runs; auto: cuda where there is one")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("fp32", description="of the forward passes; fp32 for figures to be compared")
     seed: int = Field(42, ge=0, lt=2**32, description="another seed, another draw of documents, resamples and samples")
-
-    @field_validator("prompts", mode="before")
-    @classmethod
-    def as_written(cls, value: Any) -> Any: # \n is a line's end
-        return [part.strip().replace(r"\n", "\n") for part in value.split(";") if part.strip()] if isinstance(value, str) else value
 
 # %% ../nbs/01_configurations.ipynb #0f4f75e0
 class Controls(PhaseConfig):

@@ -111,12 +111,13 @@ def set_claim(
     id: str,
     value: float | None, # None: could not be measured
     ok: bool | None, # None: NOT RUN
-    n: int | None = None,
+    n: int | None = None, # what was counted or measured; of nothing nothing is claimed
     baseline: float | None = None,
     note: str = "",
 ) -> None:
     "Result of a claim that is a plain number; None where it could not be measured."
     entry = next(c for c in claims if c["id"] == id)
+    if n == 0: value, ok, note = None, None, note or "there was nothing to count"
     entry |= {"value": value, "low": value, "high": value, "n": n, "baseline": baseline, "note": note,
               "verdict": "NOT RUN" if ok is None else "PASS" if ok else "FAIL"}
 

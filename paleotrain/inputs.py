@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['LOOKED_AT', 'LOOKS', 'look_at_text', 'look_at_chats', 'look_at_prompts', 'look_at_terms', 'look_at_model',
-           'look_at_sources', 'check_inputs', 'check_run']
+           'look_at_sources', 'check_inputs', 'plain', 'refuse_code', 'check_run']
 
 # %% ../nbs/14_inputs.ipynb #47b92220
+import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +80,29 @@ def check_inputs(config: PhaseConfig, settings: Settings) -> None:
     look_at_model(config, settings)
 
 # %% ../nbs/14_inputs.ipynb #2f389d83
+def plain(value: Any) -> bool: # what papermill writes into a cell as it is
+    if isinstance(value, dict): return all(isinstance(name, str) and plain(one) for name, one in value.items())
+    return all(map(plain, value)) if isinstance(value, list) else value is None or type(value) in (str, int, float, bool)
+
+def refuse_code(given: Mapping[str, Any]) -> None:
+    "A UserError for a name or a value that would be more than that in the cell that papermill writes, which is run before anybody looks at it."
+    for name, value in given.items():
+        if not isinstance(name, str) or not name.isidentifier() or iskeyword(name):
+            raise UserError(name, "no name of a parameter", "write letters, digits and _, as in max_steps")
+        if not plain(value): raise UserError(name, f"a value of type {type(value).__name__}", "write text, a number, true, false, null, or a list of these")
+        try: json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError: raise UserError(name, f"{value!r} holds bytes that are no text here", "set PYTHONUTF8=1, or rename the file") from None
+
 def check_run(
     phase: str, # as in run_<phase>.ipynb
     given: Mapping[str, Any], # what the user set, `preset` and `resume` included
     settings: Settings,
 ) -> None:
     "Raise a UserError for whatever is wrong with a run that is about to be started or resumed; nothing is written."
-    if (config_type := CONFIGURATIONS.get(phase)) is None: return # a notebook of the user's own
-    refuse_unknown(list(given), [*RUN_PARAMETERS, *config_type.model_fields], f"run_{phase}")
+    config_type = CONFIGURATIONS.get(phase)
+    if config_type: refuse_unknown(list(given), [*RUN_PARAMETERS, *config_type.model_fields], f"run_{phase}")
+    refuse_code(given)
+    if config_type is None: return # a notebook of the user's own
     if given.get("resume"):
         folder = find_run(given["resume"], settings)
         resumable(folder, read_json(folder / "manifest.json"), phase, config_type, given)

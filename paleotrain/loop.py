@@ -142,7 +142,7 @@ def save_checkpoint(
         trainer.state.save_to_json(str(aside / "trainer_state.json"))
         (aside / "training_args.bin").unlink(missing_ok=True) # a pickle that ties the folder to one version; the manifest says it better
         run.log("checkpoint", step, path=f"checkpoints/{folder.name}", metric=metric, best=step == tally.best_step)
-        write_json(aside / "checkpoint.json", {"step": step, "metric": metric, "events": run.events.stat().st_size,
+        write_json(aside / "checkpoint.json", {"step": step, "metric": metric, "events": run.settled(),
                                                "tally": {k: v if math.isfinite(v) else None for k, v in asdict(tally).items()},
                                                "files": {p.name: p.stat().st_size for p in sorted(aside.iterdir())}})
     ranked = sorted((c for c in checkpoints(run.folder) if c["metric"] is not None), key=lambda c: (c["metric"], c["step"]))

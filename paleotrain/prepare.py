@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLAIMS', 'Gathered', 'as_source', 'located_files', 'refuse_controls', 'gather', 'evaluation_index', 'described',
-           'sweep', 'records', 'chatting', 'held', 'read_all', 'sort_out', 'promise_claims', 'alignment', 'fate_rows',
-           'clipped', 'aligned_example', 'judge']
+           'sweep', 'records', 'chatting', 'held', 'read_all', 'refuse_untrained', 'sort_out', 'promise_claims',
+           'alignment', 'fate_rows', 'clipped', 'aligned_example', 'without', 'judge']
 
 # %% ../nbs/08_prepare.ipynb #5b590c4f
 import difflib
@@ -158,11 +158,23 @@ def read_all(run: Run, config: PrepareConfig, gathered: list[Gathered], settings
     return store, ledger
 
 # %% ../nbs/08_prepare.ipynb #ae69b419
+def refuse_untrained(store: Store, made: Sorted) -> None:
+    "A UserError for a domain whose documents have all been drawn for evaluation."
+    source, fate = store.column("source"), np.array(made.fate, dtype=object)
+    domain = np.array([store[int(np.argmax(source == number))]["domain"] for number in range(len(store.sources))], dtype=object)
+    for name in np.unique(domain.astype(str)):
+        kept = (domain[source] == name) & np.isin(fate, SPLITS)
+        if not kept.any() or (fate[kept] == "train").any(): continue
+        groups = len(np.unique(made.group[kept]))
+        found = f"none of its {kept.sum():,} documents fell to training ({groups:,} group{'s' * (groups > 1)}, never on two sides)"
+        raise UserError(name, found, "name more text, see that pub_id tells publications apart, or lower test_fraction and validation_fraction")
+
 def sort_out(config: PrepareConfig, store: Store, ledger: Ledger) -> tuple[Sorted, Apart]:
     "Copies out, splits drawn, sides compared; the ledger learns what became of each document."
     made = find_copies(store)
     cap_sources(store, made, config.max_docs_per_source)
     draw_splits(store, made, config.validation_fraction, config.test_fraction, config.seed)
+    refuse_untrained(store, made)
     apart = leave_overlaps(made, compare_sides(store, made.fate))
     for stage, reasons in (("deduplicate", ("copy", "near copy")), ("cap", ("cap",)), ("split", ("overlap",))):
         for source, fate in zip(store.column("source"), made.fate, strict=True):
@@ -235,6 +247,12 @@ def aligned_example(store: Store, documents: int = 500, length: int = 320) -> li
     return best[1]
 
 # %% ../nbs/08_prepare.ipynb #3d5d7844
+def without(run: Run, entry: dict[str, Any]) -> dict[str, Any]:
+    "What is said in the place of a PASS where a corpus has a split without documents: with nothing on a side, nothing was shown."
+    empty = [f"{domain} has no {split} document" for domain, counts in run.manifest["corpora"].items() for split in SPLITS if not counts[split]["documents"]]
+    if not empty or entry["verdict"] != "PASS": return {}
+    return {"verdict": "INCONCLUSIVE", "note": "; ".join(filter(None, (entry.get("note"), *empty)))}
+
 def judge(run: Run, store: Store, made: Sorted, apart: Apart, ledger: Ledger, seconds: float) -> list[dict[str, Any]]:
     "Count what was promised; write tables and claims; finish."
     claims: list[dict[str, Any]] = read_json(run.folder / "claims.json")
@@ -250,6 +268,7 @@ def judge(run: Run, store: Store, made: Sorted, apart: Apart, ledger: Ledger, se
         "overlap": {"value": float(share.mean()) if len(share) else None, "low": float(low), "high": float(high), "n": len(share), "verdict": lost,
                     "note": f"documents with {100 * OVERLAP:.0f} % or more were left out: {sum(fate == 'overlap' for fate in made.fate):,}"},
         "alignment": {"value": right / max(words, 1), "n": words, "verdict": "PASS" if words and right >= .999 * words else "FAIL"}}
+    found |= {name: entry | without(run, entry) for name, entry in found.items() if name != "alignment"} # which is about the text, not the sides
     for claim in claims: claim |= found[claim["id"]] if kept else {"verdict": "NOT RUN", "note": "no document was kept"}
     write_table(run, "stages", ledger.rows())
     write_table(run, "fates", fate_rows(store, made, ledger))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUBWORD', 'WORD', 'SIDE_BY_SIDE', 'CausalData', 'drawn_words', 'describe', 'prepare', 'make_tokenizer', 'make_model',
-           'load_or_make', 'causal_claims', 'plan_pretrain', 'prompts_of', 'draw_samples', 'beginning', 'clipped',
-           'train_pretrain', 'judge_text', 'judged_claims', 'judge_pretrain']
+           'load_or_make', 'causal_claims', 'packed_example', 'plan_pretrain', 'prompts_of', 'draw_samples',
+           'beginning', 'clipped', 'train_pretrain', 'judge_text', 'judged_claims', 'judge_pretrain']
 
 # %% ../nbs/09_pretrain_causal.ipynb #337e6a76
 import math
@@ -185,6 +185,18 @@ def causal_claims(config: PretrainConfig, judged: str) -> list[dict[str, Any]]:
         claim("training_time", "Trains in the time given", "training with its evaluations", minutes, unit="min"),
     ]
 
+def packed_example(mix: Contexts, tokenizer: Any, most: int = 120) -> list[dict[str, Any]]:
+    "The beginning of a context of the first batch, token by token as text, one where two texts meet if there is such; what parts them is special."
+    starts = [mix[key][:-1][:most].tolist() for key in mix.epoch(0)[0]] # without the last label
+    special = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
+    ids = next((one for one in starts if special.intersection(one)), starts[0])
+    shown, before = [], ""
+    for n, token in enumerate(ids, 1):
+        text = str(tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False)).rstrip("\ufffd") # a letter of several tokens is whole at its last
+        shown.append({"text": text[len(before):], "kind": "special" if token in special else "plain", "term": False})
+        before = text
+    return shown
+
 def plan_pretrain(
     run: Run, config: PretrainConfig, data: CausalData, loaded: LoadedModel, settings: Settings,
 ) -> tuple[Plan, Contexts, Any, PretrainConfig]:
@@ -203,7 +215,7 @@ def plan_pretrain(
     summary["splits"]["train"] |= {"tokens": len(stream), "chunks": mix.count}
     attention = "none" if loaded.model.config.model_type == "char_lstm" else loaded.model.config._attn_implementation
     plan.rows.append(("precision", config.precision, f"on {device}, attention {attention}; {run.manifest['config']['precision']['origin']}"))
-    run.update(data=summary, plan={"rows": plan.rows, "problems": plan.problems},
+    run.update(data=summary, plan={"rows": plan.rows, "problems": plan.problems}, example=packed_example(mix, loaded.tokenizer),
                hardware=run.manifest["hardware"] | {"precision": config.precision, "device": device, "attention": attention})
     for problem in plan.problems: run.log("warning", message=problem)
     if not (run.folder / "claims.json").exists(): promise(run, causal_claims(config, judged))

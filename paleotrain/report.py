@@ -130,12 +130,15 @@ def mark(text: str, *kinds: str) -> str:
     return text[:len(text) - len(word)] + f'<span style="{style}">{esc(word)}</span>' if style else esc(text)
 
 def example(run: RunRecord) -> str:
-    "One training chunk as the model saw it: masked, replaced and kept tokens coloured, terms underlined."
+    "One training chunk as the model saw it: masked, replaced and kept tokens coloured, terms underlined; of a causal model as it reads on."
     tokens = run.manifest.get("example")
     if not tokens: return absent("No training example recorded.")
     names = {"mask": "masked", "random": "replaced by a random token", "kept": "kept, to be predicted all the same"}
     legend = ", ".join(f"{mark(name, kind)} {sum(t['kind'] == kind for t in tokens)}" for kind, name in names.items())
     said = f"One training example of {len(tokens)} tokens: {legend}; {mark('terms', 'term')} underlined."
+    if not any(t["kind"] in names for t in tokens): # nothing is hidden
+        parted = f"; {mark('what parts two texts', 'special')} is read and predicted too" if any(t["kind"] == "special" for t in tokens) else ""
+        said = f"The first {len(tokens)} tokens of a training example, each to be predicted from those before it{parted}."
     text = "".join(mark(t["text"], t["kind"], "term" if t["term"] else "") for t in tokens)
     return f'{note(said)}<p class="example" style="background:#f5f7f9;color:#1b1f24;padding:.8em 1.1em;white-space:pre-wrap">{text}</p>'
 

@@ -160,7 +160,7 @@ def train(
     saved = checkpoints(run.folder)
     sums: dict[str, Any] = {k: math.inf if v is None else v for k, v in saved[-1]["tally"].items()} if saved else {}
     tally, done = Tally(**sums), saved[-1]["step"] if saved else 0
-    if not saved: run.update(events_before_training=run.events.stat().st_size)
+    if not saved: run.update(events_before_training=run.settled())
     def ended(step: int, reason: str) -> Trained: return Trained(step, reason, tally.seconds, tally.waited / max(tally.seconds, 1e-9))
     if done >= steps: return ended(done, "max_steps reached")
     if config.early_stopping_patience and tally.stale >= config.early_stopping_patience: # it had stopped before it was judged

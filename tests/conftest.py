@@ -78,11 +78,15 @@ def execute_here(notebook: Path, output: Path, parameters: dict) -> BaseExceptio
     return None
 
 
-def here(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    """The command in this process, its notebook too; what it prints is caught. Kernels are started where a test is about them, and by test_readme."""
+def here(*words: str, cwd: Path = ROOT, encoding: str = "") -> subprocess.CompletedProcess:
+    """The command in this process, its notebook too; what it prints is caught, as a terminal of an encoding would show it where one is named.
+
+    Kernels are started where a test is about them, and by test_readme.
+    """
     from paleotrain import cli
     from paleotrain.starting import leave_run
-    out, err, kept = io.StringIO(), io.StringIO(), [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding) if encoding else io.StringIO() for _ in range(2))
+    kept = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
         with mock.patch.object(cli, "execute", execute_here), contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try: code = cli.main(list(map(str, words)))
@@ -91,7 +95,8 @@ def here(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
         for number, handler in kept: signal.signal(number, handler)
         os.environ.pop("PALEOTRAIN_RUN_ID", None)
         leave_run()
-    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+    for one in (out, err): one.seek(0)
+    return subprocess.CompletedProcess(words, code, out.read(), err.read())
 
 
 def only_run(runs: Path) -> Path:

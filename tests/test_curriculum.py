@@ -200,8 +200,8 @@ def test_no_reference_string_stands_in_any_training_file():
     ({"beta": {"start": "alfa"}}, {}, "phases.beta.start: no phase 'alfa'; did you mean alpha?"),
     ({"beta": {"replay": {"from": ["gamma"], "share": .2}}}, {}, "phases.beta.replay.from: 'gamma' comes later; choose from alpha"),
     ({"gamma": {"train": {"max_stesp": 9}}}, {}, "phases.gamma.train.max_stesp: no such field; did you mean max_steps?"),
-    ({"gamma": {"train": {"tracker_tags": [1]}}}, {}, "phases.gamma.train.tracker_tags.1: Input should be a valid string, found 1"),
-    ({"gamma": {True: "x"}}, {}, "phases.gamma: True is no name of a field; write names as text"), # `on: x` in the file
+    ({"gamma": {"train": {"tracker_tags": [None]}}}, {}, "phases.gamma.train.tracker_tags.1: Input should be a valid string, found None"),
+    ({"gamma": {True: "x"}}, {}, "phases.gamma: True is no name of a field; write names as text"), # `true: x` in the file
     ({"gamma": {"gates": {"strict": .5}}}, {}, "phases.gamma.gates.strict: none of its prompts can be judged by it: none has checks; leave it out"),
     ({"beta": {"replay": {"from": ["alpha"], "share": .9}}}, {}, "phases.beta: replay: a share of 90.0% asked, and the sources fill "),
     ({}, {"until": "delta"}, "until: no phase 'delta' in "),

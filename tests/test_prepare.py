@@ -235,6 +235,34 @@ def test_a_near_copy_on_the_other_side_fails_the_claim(prepared, tmp_path, monke
     assert done.claims["near_copies"]["verdict"] == "FAIL" and done.claims["near_copies"]["value"] > 3 and done.claims["overlap"]["verdict"] == "FAIL"
 
 
+def test_a_corpus_without_a_document_to_train_on_is_refused_before_anything_is_written(prepared, tmp_path):
+    """One publication is one group. By one seed it falls to training, and no claim about sides passes; by another to evaluation, and nothing is written."""
+    sources = [str(write_jsonl(tmp_path / "one.jsonl", rows(8, pub_id="p")))]
+    said = {}
+    for seed in range(6):
+        try: said[seed] = prepared(f"seed{seed}", sources=sources, name="one", test_fraction=.4, validation_fraction=.2, seed=seed)
+        except UserError as error: said[seed] = str(error)
+    refused = [seed for seed, found in said.items() if isinstance(found, str)]
+    line = "one: none of its 8 documents fell to training (1 group, never on two sides); name more text"
+    assert refused and all(said[seed].startswith(line) for seed in refused)
+    trained = next(found for found in said.values() if not isinstance(found, str))
+    assert {name: claim["verdict"] for name, claim in trained.claims.items() if claim["verdict"] == "PASS"} == {"alignment": "PASS"}
+    assert "one has no test document" in trained.claims["groups"]["note"]
+    assert not (tmp_path / f"seed{refused[0]}/data/corpus").exists()
+
+
+def test_one_domain_without_training_is_enough_to_refuse(prepared, tmp_path):
+    """Every domain is a corpus of its own; the other's documents do not make up for it."""
+    write_jsonl(tmp_path / "many.jsonl", rows(30))
+    write_jsonl(tmp_path / "few.jsonl", rows(4, "f", pub_id="p"))
+    (tmp_path / "few.yaml").write_text(f'name: few\ndomain: small\nfiles: ["{tmp_path}/few.jsonl"]\n')
+    def said(seed: int) -> str:
+        try: prepared(f"both{seed}", sources=[str(tmp_path / "many.jsonl"), str(tmp_path / "few.yaml")], name="own", test_fraction=.5, seed=seed)
+        except UserError as error: return str(error)
+        return ""
+    assert any(said(seed).startswith("small: none of its 4 documents fell to training") for seed in range(4))
+
+
 # Controls
 
 def test_controls_from_the_environment(prepared, tmp_path, monkeypatch):

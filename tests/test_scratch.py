@@ -99,6 +99,8 @@ def test_run_pretrain_from_a_text_file_to_a_report(runs, text):
     folder = only_run(runs)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert abs(manifest["parent"]["parameters"] - 60_000) <= 3_000 and "60,000 asked" in done.stdout
+    example = "".join(token["text"] for token in manifest["example"] if token["kind"] == "plain")
+    assert example.strip() and example.strip() in text.read_text() # what it trains on, as it stands there
     claims = {c["id"]: c for c in json.loads((folder / "claims.json").read_text())}
     assert {"validation_nats_per_character", "bits_per_byte"} <= set(claims)
     samples = [e for e in events(folder) if e["kind"] == "sample"]

@@ -74,7 +74,7 @@ def test_the_order_of_the_files_changes_nothing():
 
 
 @pytest.mark.parametrize("given, message", [
-    ({"kind": "bpe;words"}, "error: kind.1: Input should be 'bpe', 'unigram', 'wordpiece' or 'character', found 'words'; see the presets"),
+    ({"kind": "bpe;words"}, "error: kind.1: Input should be 'bpe', 'unigram', 'wordpiece' or 'character', found 'words'; kind is: kinds to train"),
     ({"name": ".."}, "error: name: String should match pattern"),
     ({"vocab_size": 40, "kind": "unigram"}, "error: vocab_size: 40 cannot be trained (Vocabulary size is smaller than required_chars); give more text"),
 ])
