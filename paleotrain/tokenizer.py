@@ -16,6 +16,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from .core import UserError
+from .corpus import count_words
 
 if TYPE_CHECKING: from transformers import PreTrainedTokenizerFast # at run time it is imported where it is used: it takes a second
 
@@ -177,7 +178,7 @@ def measure(
         for text, ids, offsets in zip(some, coded["input_ids"], coded["offset_mapping"], strict=True):
             used.update(ids)
             lost = [max(1, len(text[a:b].strip())) for number, (a, b) in zip(ids, offsets, strict=True) if number == tokenizer.unk_token_id]
-            by_text.append((len(text), len(text.split()), len(ids), len(lost), sum(lost)))
+            by_text.append((len(text), count_words(text), len(ids), len(lost), sum(lost)))
     characters, words, tokens, unknown, lost_characters = (sum(column) for column in zip(*by_text, strict=True)) if by_text else (0,) * 5
     return {"characters": characters, "words": words, "tokens": tokens, "unknown": unknown, "coverage": 1 - lost_characters / max(1, characters),
             "unknown_rate": unknown / max(1, tokens), "tokens_per_character": tokens / max(1, characters), "tokens_per_word": tokens / max(1, words),
