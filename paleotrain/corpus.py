@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['WITH_MARKS', 'HAN_AND_KANA', 'LETTERS', 'MARKS', 'UNSPACED', 'PAIR', 'WORDS', 'SPLITS', 'LONGEST_TERM', 'PARTED_BY',
            'RAW', 'DROPPED', 'WITHIN', 'BEGINS', 'LOOSE', 'ENDS', 'split_words', 'count_words', 'weighed', 'Splits',
-           'prepared_files', 'load_splits', 'Term', 'read_terms', 'as_written', 'term_pattern', 'find_terms']
+           'prepared_files', 'load_splits', 'Term', 'read_terms', 'as_written', 'term_pattern', 'find_terms',
+           'Occurrences', 'count_terms', 'named', 'nowhere']
 
 # %% ../nbs/02_corpus.ipynb #babdfab2
 import csv
@@ -14,12 +15,12 @@ import re
 import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .core import Settings, UserError, locate, sha256, sha256_file, shown_path, stable_fraction
 from .documents import Document, Paths, ReadReport, expand, read_documents
@@ -314,3 +315,28 @@ def find_terms(
     for match in pattern.finditer(text) if pattern else ():
         term = as_written(match[0])
         yield match.start(), match.end(), term if match["listed"] == match[0] else term[0].lower() + term[1:]
+
+# %% ../nbs/02_corpus.ipynb #9f1d7de9
+class Occurrences(NamedTuple):
+    "How often the terms of a list occur in a text."
+    counts: Counter[str] # by term
+    otherwise: list[str] # spellings met that `normalise` would have changed
+
+def count_terms(texts: Iterable[str], terms: Sequence[Term]) -> Occurrences:
+    "Occurrences of each term, none inside another; a lower-case term is met with a capital too."
+    pattern, counts, spellings = term_pattern(terms), Counter[str](), set[str]()
+    for text in texts:
+        for start, end, term in find_terms(text, pattern):
+            counts[term] += 1
+            spelling = " ".join(text[start:end].split())
+            if spelling != term and as_written(spelling) == term: spellings.add(spelling)
+    return Occurrences(counts, sorted(spellings))
+
+def named(words: Sequence[str], most: int = 20) -> str:
+    "Words by name, as far as there is room for them."
+    return ", ".join(words[:most]) + (f" and {len(words) - most:,} more" if len(words) > most else "")
+
+def nowhere(terms: Sequence[Term], counts: Counter[str]) -> str:
+    "A warning about terms that the training text never has; '' where it has them all."
+    missing = [term.term for term in terms if not counts[term.term]]
+    return f"{len(missing):,} of {len(terms):,} terms occur nowhere in the training text: {named(missing)}" if missing else ""

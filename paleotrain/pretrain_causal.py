@@ -9,7 +9,6 @@ __all__ = ['SUBWORD', 'WORD', 'SIDE_BY_SIDE', 'CausalData', 'drawn_words', 'desc
 
 # %% ../nbs/09_pretrain_causal.ipynb #337e6a76
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
