@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WITH_MARKS', 'HAN_AND_KANA', 'LETTERS', 'MARKS', 'UNSPACED', 'PAIR', 'WORDS', 'SPLITS', 'LONGEST_TERM', 'PARTED_BY',
-           'RAW', 'DROPPED', 'WITHIN', 'BEGINS', 'LOOSE', 'ENDS', 'split_words', 'count_words', 'weighed', 'Splits',
-           'prepared_files', 'load_splits', 'Term', 'read_terms', 'as_written', 'term_pattern', 'find_terms',
-           'Occurrences', 'count_terms', 'named', 'nowhere']
+           'RAW', 'DROPPED', 'WITHIN', 'BEGINS', 'LOOSE', 'ENDS', 'split_words', 'count_words', 'weighed',
+           'unspaced_words', 'counted_so', 'Splits', 'prepared_files', 'load_splits', 'Term', 'read_terms',
+           'as_written', 'term_pattern', 'find_terms', 'Occurrences', 'count_terms', 'named', 'nowhere']
 
 # %% ../nbs/02_corpus.ipynb #babdfab2
 import csv
@@ -54,6 +54,17 @@ def count_words(text: str) -> int: return len(split_words(text))
 def weighed(text: str) -> int:
     "Characters of a text, each letter of a script without blanks as three: a word and its blank are six characters everywhere."
     return len(text) if text.isascii() else len(text) + 2 * len(UNSPACED.findall(text))
+
+def unspaced_words(text: str) -> int:
+    "About how many of its words are of scripts without blanks."
+    return (weighed(text) - len(text)) // 4
+
+def counted_so(
+    unspaced: int, # words of scripts without blanks
+    words: int, # all of them
+) -> str:
+    "A sentence on how words are counted; '' where less than one in a hundred is of a script without blanks."
+    return f" {unspaced / words:.0%} of the words are of scripts without blanks; there two letters count as one." if 100 * unspaced >= max(1, words) else ""
 
 # %% ../nbs/02_corpus.ipynb #68e4b2f4
 SPLITS = ("train", "validation", "test")
@@ -103,6 +114,7 @@ class _Seen:
     pub_id: str # '' where the group is the text itself
     split: str
     words: int
+    unspaced: int # of the words, those of scripts without blanks
     digest: str
     size: int = 0 # characters; of evaluation documents only, as the marks
     marks: list[tuple[int, int]] = field(default_factory=list)
@@ -121,7 +133,7 @@ def _first_pass(documents: Iterable[Document], named: Mapping[str, list[Path]], 
         split = role.get(document.path, draw)
         why = "short" if words < min_words else "duplicate" if (split, digest) in known else ""
         pub_id = "" if document.group == digest else document.group
-        record = _Seen(document.path, document.doc_id, pub_id, "" if why else split, words, digest)
+        record = _Seen(document.path, document.doc_id, pub_id, "" if why else split, words, unspaced_words(document.text), digest)
         seen.append(record)
         if why: skipped[why] += 1; continue
         known.add((split, digest))
@@ -208,7 +220,7 @@ def load_splits(
     for record in seen: plan[record.file].append(record.split)
     return Splits(plan, {split: [r.doc_id for r in kept[split]] for split in SPLITS},
         {split: {"documents": len(kept[split]), "words": sum(r.words for r in kept[split])} for split in SPLITS},
-        dict(skipped), report, overlap, _how(named, shares, seed),
+        dict(skipped), report, overlap, _how(named, shares, seed) + counted_so(sum(r.unspaced for r in seen), sum(r.words for r in seen)),
         sha256("\n".join(f"{r.split}\t{r.doc_id}\t{r.digest}" for r in seen if r.split)),
         training, {mark for record in seen if record.split not in ("", "train") for mark, _ in record.marks})
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from .configurations import TrainConfig
 from .core import Settings, UserError, atomic_dir, atomic_write, locate, located, read_json, sha256, shown_path, stable_fraction, write_json
-from .corpus import Splits, weighed
+from .corpus import Splits, count_words, counted_so, unspaced_words, weighed
 from .documents import Document, ReadReport, expand, read_documents
 from .metrics import FEW_UNITS, Scores, Window, fitting, score, term_windows, top_words, whole_tokens, word_windows
 from .models import LoadedModel, load_mlm, pick_device
@@ -221,7 +221,10 @@ def evaluate_run(
     write_json(folder / "evaluations" / f"{sha256(json.dumps([f['sha256'] for f in report.files]))[:12]}.json", result)
     lines = [f"{name:20}perplexity {f.value:,.0f} a word ({f.low:,.0f} to {f.high:,.0f}), n = {f.n} in {f.units} documents" for name, f in figures.items()]
     few = next(iter(figures.values())).units < FEW_UNITS
-    return "\n".join(lines + ["fewer than 20 documents: too few to decide anything"] * few + [f"note: the run was given this file: {path}" for path in both])
+    texts = [w.text for w in windows]
+    counted = counted_so(sum(map(unspaced_words, texts)), sum(map(count_words, texts))).strip()
+    lines += ["fewer than 20 documents: too few to decide anything"] * few + [counted] * bool(counted)
+    return "\n".join(lines + [f"note: the run was given this file: {path}" for path in both])
 
 # %% ../nbs/07_evaluation.ipynb #6034beba
 def spellings(folder: Path, tokenizer: Any) -> dict[int, list[int]]:
