@@ -1868,6 +1868,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'paleotrain/tokenizer.py'),
                                       'paleotrain.tokenizer._train_wordpiece': ( 'tokenizer.html#_train_wordpiece',
                                                                                  'paleotrain/tokenizer.py'),
+                                      'paleotrain.tokenizer.check_known': ('tokenizer.html#check_known', 'paleotrain/tokenizer.py'),
                                       'paleotrain.tokenizer.check_lossless': ('tokenizer.html#check_lossless', 'paleotrain/tokenizer.py'),
                                       'paleotrain.tokenizer.contexts': ('tokenizer.html#contexts', 'paleotrain/tokenizer.py'),
                                       'paleotrain.tokenizer.cut': ('tokenizer.html#cut', 'paleotrain/tokenizer.py'),

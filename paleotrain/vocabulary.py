@@ -56,8 +56,9 @@ def why_not_whole(
         parts = _shown(backend, term)
         return f"the tokenizer always cuts it: {parts}" if "|" in parts else "the tokenizer keeps blanks and words apart"
     if _cut(backend, f"a {term}{MARK}") != [first, own[0] + _mark(backend)]: return "the tokenizer takes signs apart from letters"
-    if type(backend.model).__name__ == "WordPiece" and runs_on(term): return "WordPiece cannot end a word between letters without a blank"
-    return ""
+    if type(backend.model).__name__ != "WordPiece": return ""
+    if runs_on(term): return "WordPiece cannot end a word between letters without a blank"
+    return "" if term[0].isalnum() and term[-1].isalnum() else "WordPiece cannot part a sign from the word beside it"
 
 def _shown(backend: Any, term: str) -> str:
     "A term's pre-tokens as they are read."
@@ -125,7 +126,7 @@ def extend_tokenizer(
     taken, words, added = set(names), dict[str, str](), dict[str, list[int]]()
     for term in terms:
         forms = word_forms(backend, term)
-        new = [form for form in dict.fromkeys(forms) if not _is_whole(tokenizer, form) and form + mark not in taken]
+        new = [form for form in dict.fromkeys(forms) if not (_is_whole(tokenizer, form) and not runs_on(term)) and form + mark not in taken]
         if not new: continue
         word = backend.normalizer.normalize_str(term) if backend.normalizer else term
         words[word] = "" if len(new) == len(set(forms)) else spaced if new == forms[:1] else bare
