@@ -27,16 +27,18 @@ PARTS = ["眼睛", "附肢", "尾巴", "触角", "壳", "鳃"]
 def chinese(i: int) -> str:
     """A text on a find, unlike that of any other number."""
     animal, part, place = ANIMALS[i % 10], PARTS[i // 3 % 6], ["云南的山坡上", "贵州的页岩中", "湖北的石灰岩里", "格陵兰的海岸边", "加拿大的高山上"][i % 5]
-    return (f"第{i}号标本是一只{animal}，人们在{place}找到了它。这块石头厚{i + 3}厘米，化石长{2 * i + 1}毫米。{animal}的{part}保存得很好，可以数出{i % 17 + 2}个节。"
-            f"研究者认为{animal}生活在浅海的泥里，靠{PARTS[i % 6]}寻找食物。旁边还有{i % 7 + 1}只{ANIMALS[(3 * i + 1) % 10]}，它们比这只小得多。"
-            f"标本现在放在{['北京', '南京', '昆明', '贵阳'][i % 4]}的博物馆里，编号是{37 * i % 1000}，每年有{11 * i + 5}人来看。")
+    return (f"第{i}号标本是一只{animal}，人们在{place}找到了它。这块石头厚{i + 3}厘米，化石长{2 * i + 1}毫米。"
+            f"{animal}的{part}保存得很好，可以数出{i % 17 + 2}个节。研究者认为{animal}生活在浅海的泥里，靠{PARTS[i % 6]}寻找食物。"
+            f"旁边还有{i % 7 + 1}只{ANIMALS[(3 * i + 1) % 10]}，它们比这只小得多。标本现在放在{'北南昆贵'[i % 4]}{'京京明阳'[i % 4]}的博物馆里，"
+            f"编号是{37 * i % 1000}，每年有{11 * i + 5}人来看。")
 
 
 # sentences of the project's own, each with its words by the rule counted by hand
-COUNTED = {"zh": ("三叶虫生活在古代的浅海里。", 6), "ja": ("三葉虫は、2億年前の海にいた。", 7), "th": ("ปลาหมึก 5 ตัว", 5), "km": ("ត្រី", 1), "my": ("ငါး", 1), "lo": ("ປາ", 1), "bo": ("ཉ་", 1),
-           "mixed": ("The 三叶虫 (trilobite) of 2019", 6)}
-SPACED = ["It's a low-lying bed – 5 m thick (see p. 3), isn't it?", "Trầm tích này dày 5 m, có nhiều hoá thạch.", "삼엽충은 고생대의 바다에 살았던 절지동물이다.", "Трилобиты жили в море.",
-          "त्रिलोबाइट समुद्र में रहते थे।", "حيوانات بحرية منقرضة", "Das Tier – groß & schön – aß Müsli…", "snake_case_word  two\n\nlines\u00a0here", "", " – ", "10 000 €, 5 %"]
+COUNTED = {"zh": ("三叶虫生活在古代的浅海里。", 6), "ja": ("三葉虫は、2億年前の海にいた。", 7), "th": ("ปลาหมึก 5 ตัว", 5),
+           "km": ("ត្រី", 1), "my": ("ငါး", 1), "lo": ("ປາ", 1), "bo": ("ཉ་", 1), "mixed": ("The 三叶虫 (trilobite) of 2019", 6)}
+SPACED = ["It's a low-lying bed – 5 m thick (see p. 3), isn't it?", "Trầm tích này dày 5 m, có nhiều hoá thạch.",
+          "삼엽충은 고생대의 바다에 살았던 절지동물이다.", "Трилобиты жили в море.", "त्रिलोबाइट समुद्र में रहते थे।",
+          "حيوانات بحرية منقرضة", "Das Tier – groß & schön – aß Müsli…", "snake_case_word  two\n\nlines\u00a0here", "", " – ", "10 000 €, 5 %"]
 
 
 def sample() -> list[str]:
@@ -132,8 +134,8 @@ def test_chinese_is_prepared_adapted_to_and_judged(tmp_path, runs, monkeypatch):
     assert sum(file["documents"] for file in made["files"]) == 60 and sum(file["words"] for file in made["files"]) > 60 * 60
     (prepared,) = runs.iterdir()
     assert "in a script without blanks" in (prepared / "report.html").read_text(encoding="utf-8")
-    training = {"corpus": corpus, "max_seq_length": 64, "max_steps": 2, "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "eval_words": 20, "test_words": 40,
-                "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "device": "cpu"}
+    training = {"corpus": corpus, "max_seq_length": 64, "max_steps": 2, "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "eval_words": 20,
+                "test_words": 40, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "device": "cpu"}
     base = guesser(tmp_path / "base")
     monkeypatch.setenv("PALEOTRAIN_RUNS", str(tmp_path / "adapted"))
     done = here("run", "dapt", *options(training | {"base_model": base, "terms": tmp_path / "terms.csv", "general": None}))

@@ -59,7 +59,8 @@ def test_the_header_tells_what_parts_the_columns(tmp_path, sign):
 
 def test_a_field_too_many_is_no_silent_loss(tmp_path):
     assert listed(tmp_path, "term,category\nOlenus,taxon,,\n") == [Term("Olenus", "taxon")] # as Excel writes empty columns
-    with pytest.raises(UserError, match=r"t.csv:2: more fields than the header has \(Burgess Shale"): listed(tmp_path, "term,category\nBurgess Shale, Canada,place\n")
+    with pytest.raises(UserError, match=r"t.csv:2: more fields than the header has \(Burgess Shale"):
+        listed(tmp_path, "term,category\nBurgess Shale, Canada,place\n")
     with pytest.raises(UserError, match="no column 'term'"): listed(tmp_path, "Begriff;Art\nOlenus;taxon\n")
 
 
