@@ -20,6 +20,7 @@ from .chatdata import as_shown, make_data, output_folder, prompt_keys, prompts_i
 from .configurations import ChatdataConfig
 from .conversations import Conversation, read_conversations
 from .core import Settings, read_json, shown_path, write_json
+from .corpus import count_words
 from .documents import ReadReport
 from .echo import reserved, words_of
 from .evaluation import claim, set_claim, write_samples
@@ -54,8 +55,8 @@ def answer_texts(rows: Iterable[Conversation]) -> list[str]: return [m["content"
 def question_texts(rows: Iterable[Conversation | Item]) -> list[str]: return [m["content"] for row in rows for m in row.messages if m["role"] == "user"]
 
 def length_row(part: str, texts: Sequence[str]) -> dict[str, Any]:
-    "A row of tables/lengths.csv, in words between blanks."
-    sizes = [len(text.split()) for text in texts]
+    "A row of tables/lengths.csv, in words."
+    sizes = [count_words(text) for text in texts]
     high = quantiles(sizes, n=20, method="inclusive")[-1] if len(sizes) > 1 else max(sizes, default=0)
     return {"part": part, "turns": len(sizes), "median": median(sizes or [0]), "p95": round(high, 1), "longest": max(sizes, default=0),
             "characters": median(map(len, texts)) if texts else 0}

@@ -23,7 +23,7 @@ import torch
 from .batches import ChunkMix, WordMasker, tokenizer_hash, write_chunks
 from .configurations import DaptConfig, TrainConfig
 from .core import Settings, UserError, locate, located, read_json, sha256_file, shown_path
-from .corpus import Splits, Term, load_splits, read_terms, term_pattern
+from .corpus import Occurrences, Splits, Term, count_terms, load_splits, nowhere, read_terms, term_pattern
 from .evaluation import batch_tokens, claim, evaluation_windows, fit_windows
 from .locate import check_base
 from .metrics import Window, score
@@ -32,8 +32,9 @@ from .perplexity import perplexity, unigram_scores
 from .plan import Plan, make_plan
 from .runs import Run, promise, read_events, refuse_changed, same_parent
 from .starting import frozen
+from .tokenizer import check_known
 from .training import Trained, train
-from .vocabulary import MARK, extend_tokenizer
+from .vocabulary import MARK, extend_tokenizer, never_whole
 
 # %% ../nbs/08_dapt.ipynb #a7778fc2
 GENERAL_TEST, GENERAL_VALIDATION = 0.4, 0.2 # shares of the general text; the rest is replay
@@ -46,6 +47,7 @@ class DaptData:
     terms: list[Term]
     pattern: Any # compiled, or None
     windows: dict[str, list[Window]] # domain, terms, general; each for validation and test, as in "domain/test"
+    met: Occurrences # of the terms in the training split
 
 # %% ../nbs/08_dapt.ipynb #c666c10d
 def read_splits(config: DaptConfig, settings: Settings) -> tuple[Splits, Splits | None]:
@@ -85,7 +87,9 @@ def prepare(run: Run, config: DaptConfig, settings: Settings) -> DaptData:
     run.update(title=f"Adapting {Path(config.base_model).name} to {config.domain}", inputs=inputs, data=data_summary(splits, general))
     check_parent_text(run, inputs, base_path(config, settings))
     warn_of_text(run, splits, general)
-    return DaptData(splits, general, terms, pattern, windows)
+    met = count_terms((d.text for d in splits.documents("train")) if terms else (), terms)
+    if missing := nowhere(terms, met.counts): run.warn(missing)
+    return DaptData(splits, general, terms, pattern, windows, met)
 
 # %% ../nbs/08_dapt.ipynb #5d643750
 def base_path(config: DaptConfig, settings: Settings) -> str:
@@ -161,8 +165,11 @@ def load_base(run: Run, config: DaptConfig, data: DaptData, settings: Settings) 
     old = loaded.tokenizer
     parent = same_parent(run, {"model": config.base_model, "sha256": sha256_file(Path(place)) if Path(place).is_dir() else None,
                                "tokenizer_sha256": tokenizer_hash(old)})
+    if unknown := check_known(old, (d.text for d in islice(data.splits.documents("train"), 200))): run.warn(unknown)
     rows = loaded.model.get_input_embeddings().num_embeddings # a checkpoint's spare rows stay spare
-    tokenizer, added = extend_tokenizer(old, [t.term for t in data.terms], rows) if config.add_terms and data.terms else (old, {})
+    terms = [*(t.term for t in data.terms), *data.met.otherwise] if config.add_terms else []
+    tokenizer, added = extend_tokenizer(old, terms, rows) if terms else (old, {})
+    if terms and (cut := never_whole(old, terms)): run.warn(cut)
     fit_windows(run, data.windows, [(loaded.model, old), (loaded.model, tokenizer)])
     loaded.model.to(pick_device(config.device))
     head = check_head(run, loaded, data)

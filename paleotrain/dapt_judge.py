@@ -6,7 +6,6 @@
 __all__ = ['compared', 'fragmentation_rows', 'judge_terms', 'measured_claims', 'judge_dapt']
 
 # %% ../nbs/08_dapt_judge.ipynb #41e6c833
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 
 from .configurations import DaptConfig
 from .core import Settings, read_json, write_json
-from .corpus import find_terms
 from .dapt import Base, DaptData, base_path
 from .evaluation import METRICS, batch_tokens, cloze, export_model, judged, metric_rows, set_claim, term_rows, write_samples
 from .loop import memory_gb
@@ -24,6 +22,7 @@ from .perplexity import compare
 from .runs import Run, best_checkpoint, finish, read_events, write_table
 from .tokenizer import fragmentation
 from .training import Trained
+from .vocabulary import why_not_whole
 
 # %% ../nbs/08_dapt_judge.ipynb #f27c5ec1
 def compared(
@@ -43,10 +42,12 @@ def compared(
 
 # %% ../nbs/08_dapt_judge.ipynb #52a6ef41
 def fragmentation_rows(data: DaptData, base: Base) -> list[dict[str, Any]]:
-    "Pieces of each term before and after."
+    "Pieces of each term before and after, how often training has it, and why it cannot be one token."
     names = [t.term for t in data.terms]
     before, after = fragmentation(base.old_tokenizer, names), fragmentation(base.tokenizer, names)
-    return [{"term": t, "words": len(t.split()), "pieces_before": before[t], "pieces_after": after[t], "added": t in base.added} for t in names]
+    whys = {t: why_not_whole(base.old_tokenizer.backend_tokenizer, t) for t in names} if base.added else dict.fromkeys(names, "")
+    return [{"term": t, "words": len(t.split()), "pieces_before": before[t], "pieces_after": after[t], "added": t in base.added,
+             "train_count": data.met.counts[t], "why": whys[t]} for t in names]
 
 def judge_terms(run: Run, claims: list[dict[str, Any]], base: Base, data: DaptData, rare: tuple[Scores, Scores] | None) -> None:
     "The claim on whole words, and the tables of terms; the results go into `claims`."
@@ -58,8 +59,7 @@ def judge_terms(run: Run, claims: list[dict[str, Any]], base: Base, data: DaptDa
     set_claim(claims, "fragmentation", cut[1], cut[1] < 0.01 if single else None, len(single), cut[0],
               note=f"{len(rows) - len(single)} terms of several words apart")
     write_table(run, "fragmentation", rows)
-    counts = Counter(term for d in data.splits.documents("train") for _, _, term in find_terms(d.text, data.pattern))
-    if rare: write_table(run, "terms", term_rows(*rare, {t.term: t.category for t in data.terms}, counts))
+    if rare: write_table(run, "terms", term_rows(*rare, {t.term: t.category for t in data.terms}, data.met.counts))
 
 # %% ../nbs/08_dapt_judge.ipynb #8e0c4fb3
 def measured_claims(run: Run, config: DaptConfig, claims: list[dict[str, Any]], trained: Trained) -> None:

@@ -13,21 +13,37 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from .corpus import LETTERS, MARKS
+
 # %% ../nbs/02_duplicates.ipynb #8913df03
 CHUNK = 1 << 16 # characters hashed at once, for the processor's cache; only a longer word can be cut
 _BASE = 0x9E3779B97F4A7C15 # odd, so that it has an inverse modulo 2^64
 _POWERS, _INVERSES = (np.cumprod(np.full(2 * CHUNK, base, np.uint64)) for base in (_BASE, pow(_BASE, -1, 2**64)))
-_GAP = re.compile(r"\W")
+_GAP = re.compile(rf"[^\w{MARKS}]")
 _ASCII_WORD = np.array([chr(code).isalnum() or chr(code) == "_" for code in range(128)])
+_OUTSIDE, _INSIDE, _GOES_ON, _BEGINS = range(4) # of no word; of a word; of a script without blanks: where a word goes on, where one begins
 
 @functools.cache
-def _any_word() -> np.ndarray:
-    "Of every code point, whether `\\w` matches it; made for the first text that is not ASCII."
-    table = np.fromiter(map(str.isalnum, map(chr, range(0x110000))), bool, 0x110000)
-    table[ord("_")] = True
+def _kinds() -> np.ndarray:
+    "Of every code point, what it is in a word; made for the first text that is not ASCII."
+    every = "".join(map(chr, range(0x110000)))
+    table = np.fromiter(map(str.isalnum, every), np.uint8, len(every))
+    table[ord("_")] = _INSIDE
+    for run in re.finditer(f"[{MARKS}]+", every): table[slice(*run.span())] = _GOES_ON
+    for run in re.finditer(f"[{LETTERS}]+", every):
+        codes = np.arange(*run.span(), dtype=np.uint64)
+        table[slice(*run.span())] = _GOES_ON + (codes * np.uint64(_BASE) >> np.uint64(40) & np.uint64(1)).astype(np.uint8)
     return table
 
 # %% ../nbs/02_duplicates.ipynb #d8a4a19a
+def _edges(kind: np.ndarray) -> np.ndarray:
+    "Where words start and end, in turn, in text with letters of scripts without blanks."
+    before = np.concatenate(([_OUTSIDE], kind[:-1]))
+    starts = (kind > _OUTSIDE) & ((before == _OUTSIDE) | (kind == _BEGINS) | ((kind > _INSIDE) != (before > _INSIDE)))
+    ends = (before > _OUTSIDE) & ((kind == _OUTSIDE) | starts)
+    closed = [len(kind)] if kind[-1] else []
+    return np.stack([np.flatnonzero(starts), np.concatenate([np.flatnonzero(ends), closed])], 1).astype(np.int64).ravel()
+
 def word_hashes(
     text: str, # any length; needs 8 bytes a word and a copy of the text
 ) -> np.ndarray:
@@ -40,11 +56,12 @@ def word_hashes(
         part, start = lowered[start:end], end
         if part.isascii():
             codes = np.frombuffer(part.encode("ascii"), np.uint8)
-            inside = _ASCII_WORD[codes]
+            kind = _ASCII_WORD[codes]
         else:
             codes = np.frombuffer(part.encode("utf-32-le", "surrogatepass"), "<u4")
-            inside = _any_word()[codes]
-        edges = np.flatnonzero(np.diff(inside, prepend=False, append=False)) # start, end, start, end, ...
+            kind = _kinds()[codes]
+        # start, end, start, end, ...
+        edges = _edges(kind) if kind.max() > _INSIDE else np.flatnonzero(np.diff(kind.astype(bool), prepend=False, append=False))
         sums = np.zeros(len(codes) + 1, np.uint64)
         np.cumsum(codes * _POWERS[:len(codes)], out=sums[1:])
         hashes.append((sums[edges[1::2]] - sums[edges[::2]]) * _INVERSES[edges[::2]])

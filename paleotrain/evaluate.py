@@ -23,6 +23,7 @@ from .batches import tokenizer_hash
 from .causal import context_length, load_causal
 from .configurations import EvaluateConfig, Sampling
 from .core import Settings, UserError, located, read_json, sha256, sha256_file, shown_path, stable_fraction, write_json
+from .corpus import count_words, counted_so, unspaced_words
 from .dapt import trained_on
 from .documents import Document, ReadReport, expand, read_documents, read_lines
 from .evaluation import claim, judged, write_samples
@@ -101,11 +102,12 @@ def prepare(run: Run, config: EvaluateConfig, settings: Settings) -> EvaluateDat
     texts, inputs, said, bad = read_texts(config, settings, place)
     refuse_changed(run, inputs)
     seen, overlap = seen_in_training(place, inputs)
-    counts = {"documents": len(texts), "words": sum(len(text.split()) for _, text in texts), "characters": sum(len(text) for _, text in texts),
+    counts = {"documents": len(texts), "words": sum(count_words(text) for _, text in texts), "characters": sum(len(text) for _, text in texts),
               "bytes": sum(len(text.encode()) for _, text in texts)}
     whole = len(texts) == 1 or said.startswith("files as they stand")
     unit = "stretch of about 2,000 characters" if whole else "document"
     name = place.parent.name if place.name == "model" else place.name
+    if told := counted_so(sum(unspaced_words(text) for _, text in texts), counts["words"]): said += f";{told}"
     run.update(title=f"Evaluating {name}", inputs=inputs, data={"unit": unit, "split_by": said, "splits": {"text": counts}, "overlap": overlap,
                                                                 "test_units": [unit for unit, _ in texts]})
     if seen is not None: run.check("the model has not seen this text", not seen, overlap)

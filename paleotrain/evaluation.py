@@ -22,9 +22,9 @@ import numpy as np
 
 from .configurations import TrainConfig
 from .core import Settings, UserError, atomic_dir, atomic_write, locate, located, read_json, sha256, shown_path, stable_fraction, write_json
-from .corpus import Splits
+from .corpus import Splits, count_words, counted_so, unspaced_words, weighed
 from .documents import Document, ReadReport, expand, read_documents
-from .metrics import FEW_UNITS, Scores, Window, fitting, score, term_windows, top_words, word_windows
+from .metrics import FEW_UNITS, Scores, Window, fitting, score, term_windows, top_words, whole_tokens, word_windows
 from .models import LoadedModel, load_mlm, pick_device
 from .perplexity import Comparison, compare, perplexity
 from .runs import Run
@@ -65,7 +65,7 @@ def fit_windows(
 ) -> None:
     "Leave out, for all, what one of the models cannot read whole; the manifest keeps a hash of what remains."
     for kind, every in windows.items():
-        windows[kind] = fitting(every, readers)
+        windows[kind] = fitting(whole_tokens(every, readers), readers)
         if len(windows[kind]) < len(every):
             run.warn(f"{kind}: {len(every) - len(windows[kind])} of {len(every)} windows have more tokens than the model has positions and are left out")
     refuse_wordless(windows)
@@ -178,7 +178,7 @@ def cloze(
 ) -> list[dict[str, Any]]:
     "A fixed draw of hidden terms and words with the likeliest fillings before and after, the failures among them."
     rng = np.random.default_rng(seed)
-    single = [Window(w.text, w.unit, (t,)) for w in windows["domain/test"] for t in w.targets if not t.term and t.end - t.start > 3]
+    single = [Window(w.text, w.unit, (t,)) for w in windows["domain/test"] for t in w.targets if not t.term and weighed(w.text[t.start:t.end]) > 3]
     by_term = {w.targets[0].term: w for w in windows.get("terms/test", [])}
     drawn = [by_term[t] for t in rng.permutation(sorted(by_term))[:terms]] + [single[i] for i in rng.permutation(len(single))[:words]]
     rows = []
@@ -211,7 +211,8 @@ def evaluate_run(
     models, parent = {"this run's model": str(folder / "model")}, base_of(manifest, settings)
     if parent: models["its parent"] = parent
     loaded = {name: load_mlm(place) for name, place in models.items()}
-    windows = fitting(windows, [(m.model, m.tokenizer) for m in loaded.values()])
+    readers = [(m.model, m.tokenizer) for m in loaded.values()]
+    windows = fitting(whole_tokens(windows, readers), readers)
     if not windows: raise UserError("--data", "no words in it that the model can read", "name files with text")
     rows = values["per_device_eval_batch_size"] * values["max_seq_length"]
     figures = {name: perplexity(score(m.model.to(pick_device()), m.tokenizer, windows, spellings(folder, m.tokenizer), rows)) for name, m in loaded.items()}
@@ -221,7 +222,10 @@ def evaluate_run(
     write_json(folder / "evaluations" / f"{sha256(json.dumps([f['sha256'] for f in report.files]))[:12]}.json", result)
     lines = [f"{name:20}perplexity {f.value:,.0f} a word ({f.low:,.0f} to {f.high:,.0f}), n = {f.n} in {f.units} documents" for name, f in figures.items()]
     few = next(iter(figures.values())).units < FEW_UNITS
-    return "\n".join(lines + ["fewer than 20 documents: too few to decide anything"] * few + [f"note: the run was given this file: {path}" for path in both])
+    texts = [w.text for w in windows]
+    counted = counted_so(sum(map(unspaced_words, texts)), sum(map(count_words, texts))).strip()
+    lines += ["fewer than 20 documents: too few to decide anything"] * few + [counted] * bool(counted)
+    return "\n".join(lines + [f"note: the run was given this file: {path}" for path in both])
 
 # %% ../nbs/07_evaluation.ipynb #6034beba
 def spellings(folder: Path, tokenizer: Any) -> dict[int, list[int]]:

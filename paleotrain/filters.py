@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .corpus import LETTERS, PAIR
 from .duplicates import word_hashes, word_ngrams
 
 # %% ../nbs/02_filters.ipynb #76d0398b
@@ -53,7 +54,7 @@ MIN_LETTERS = 0.2 # share of words with a letter; Gopher 0.8, a table of race re
 MEAN_LENGTH = (2.0, 10.0) # characters a word; Gopher 3 to 10, but words here have no punctuation
 MAX_ODD = 0.2 # odd strings a word; at most 0.12 in the text measured below
 MAX_REPEATED = 0.5 # share of the sequences of five words that occurred before; at most 0.35 there
-_WORD = re.compile(r"[^\W_]+")
+_WORD = re.compile(rf"{PAIR}|[^\W_{LETTERS}]+")
 _SHAPES = str.maketrans({chr(code): "v" if chr(code) in "aeiouy" else "c" if chr(code).islower() else "d" if chr(code) in "0123456789|@$~^"
     else "U" if chr(code).isupper() else " " for code in range(128)})
 

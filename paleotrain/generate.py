@@ -19,6 +19,7 @@ from torch import Tensor
 from .causal import context_length
 from .configurations import Sampling
 from .core import UserError
+from .corpus import split_words
 
 if TYPE_CHECKING: from transformers import PreTrainedModel
 
@@ -143,7 +144,7 @@ def sample_statistics(
     texts: Sequence[str], # without their prompts
 ) -> dict[str, float]:
     "Texts, words, distinct-1 to 3 over all texts, the share of 4-grams repeated within a text, and the longest run of one word."
-    words = [text.split() for text in texts]
+    words = [split_words(text) for text in texts]
     def grams(n: int) -> list[list[tuple[str, ...]]]: return [[tuple(one[i:i + n]) for i in range(len(one) - n + 1)] for one in words]
     found: dict[str, float] = {"texts": len(texts), "words": sum(map(len, words))}
     for n in (1, 2, 3):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .metrics import Scores, Window, span_tokens
+from .metrics import Scores, Window, span_tokens, target_words
 
 # %% ../nbs/06_perplexity.ipynb #01c75ee1
 @dataclass
@@ -43,8 +43,9 @@ def divisor(
     scores: Scores,
     per: str, # words, characters, tokens or bytes
 ) -> NDArray[Any]:
-    "What the nats of each target are divided by; a target is a word where words are hidden."
-    return np.asarray({"words": np.ones(len(scores.nats)), "characters": scores.characters, "tokens": scores.pieces, "bytes": scores.bytes}[per])
+    "What the nats of each target are divided by; a target is a word, or as many as it has letters for in a script without blanks."
+    words = np.ones(len(scores.nats)) if scores.words is None else scores.words
+    return np.asarray({"words": words, "characters": scores.characters, "tokens": scores.pieces, "bytes": scores.bytes}[per])
 
 def resampled_means(
     scores: Sequence[Scores], # of the same targets
@@ -122,4 +123,4 @@ def unigram_scores(
             totals.append(sum(nats[coded["input_ids"][i]] for i in span)); pieces.append(len(span))
     targets = [t for w in windows for t in w.targets]
     return Scores(np.array(totals), np.array(pieces), np.array([t.end - t.start for t in targets]),
-                  [w.unit for w in windows for _ in w.targets], [t.term for t in targets])
+                  [w.unit for w in windows for _ in w.targets], [t.term for t in targets], words=target_words(windows))

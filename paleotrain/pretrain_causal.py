@@ -9,7 +9,6 @@ __all__ = ['SUBWORD', 'WORD', 'SIDE_BY_SIDE', 'CausalData', 'drawn_words', 'desc
 
 # %% ../nbs/09_pretrain_causal.ipynb #337e6a76
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from .batches import tokenizer_hash
 from .causal import Shape, context_length, load_causal, new_causal, solve_shape, usage_of, use_causal_loss
 from .configurations import PretrainConfig, Sampling, parse_size
 from .core import Settings, UserError, locate, located, read_json, set_seed, sha256, sha256_file, shown_path, stable_fraction, write_json
-from .corpus import SPLITS, load_splits
+from .corpus import SPLITS, WORDS, count_words, load_splits
 from .dapt import check_parent_text
 from .documents import Document, expand
 from .evaluation import batch_tokens, claim, export_model, sample_documents, set_claim, write_samples
@@ -78,7 +77,7 @@ def drawn_words(documents: list[Document], words: int, seed: int) -> list[tuple[
     named = sorted(zip(unit_names(documents), documents, strict=True), key=lambda pair: stable_fraction(pair[1].group + pair[1].doc_id, seed))
     for unit, document in named:
         if count < words: kept.append((unit, document.text))
-        count += len(document.text.split())
+        count += count_words(document.text)
     return kept
 
 def _by_document(run: Run, config: PretrainConfig, settings: Settings) -> CausalData:
@@ -103,7 +102,7 @@ def describe(
 ) -> None:
     "The manifest learns what was read; on a resume it has to be what it was."
     refuse_changed(run, inputs)
-    counted = counts or {split: {"documents": len(found), "words": sum(len(t.split()) for _, t in found)} for split, found in texts.items()}
+    counted = counts or {split: {"documents": len(found), "words": sum(count_words(t) for _, t in found)} for split, found in texts.items()}
     for split, found in texts.items(): counted[split] = dict(counted[split]) | {"characters": sum(len(t) for _, t in found)}
     judged = "test" if texts["test"] else "validation"
     value, label = config.reference.split(" ", 1) if config.reference else ("", "")
@@ -235,12 +234,12 @@ WORD = 12 # characters of a word at most, on the average, where text is cut by w
 
 def beginning(text: str, words: int) -> str:
     "The text up to so many words."
-    ends = [word.end() for word in re.finditer(r"\S+", text)]
+    ends = [word.end() for word in WORDS.finditer(text)]
     return text[:min(ends[words - 1] if 0 < words <= len(ends) else len(text), WORD * words)]
 
 def clipped(data: CausalData, split: str, words: int) -> list[tuple[str, str]]:
     "Text of a split with so many words together: documents in the order they were drawn, the last one cut; of long texts each its share."
-    sizes, texts, left = [len(text.split()) for _, text in data.held[split]], data.held[split], words
+    sizes, texts, left = [count_words(text) for _, text in data.held[split]], data.held[split], words
     if data.by_position: return [(unit, beginning(text, math.ceil(words * size / sum(sizes)))) for (unit, text), size in zip(texts, sizes, strict=True)]
     kept: list[tuple[str, str]] = []
     for (unit, text), size in zip(texts, sizes, strict=True):

@@ -100,8 +100,8 @@ def guesses(pairs: Sequence[Sequence[Any]], hidden: str) -> str:
 
 def whole_words(left: str, right: str) -> tuple[str, str]:
     "The text around a hidden word without the words its ends cut through, an ellipsis in their place."
-    if left and not left.lstrip("“\"(")[:1].isupper(): left = "… " + left.partition(" ")[2]
-    if right and not re.search(r"[.!?][”\")]*\s*$", right): right = right.rpartition(" ")[0] + " …"
+    if left and not left.lstrip("“\"(")[:1].isupper(): left = "… " + (left.partition(" ")[2] if " " in left else left) # text without blanks has no words to cut
+    if right and not re.search(r"[.!?][”\")]*\s*$", right): right = (right.rpartition(" ")[0] if " " in right else right) + " …"
     return left, right
 
 def same(guess: str, hidden: str) -> bool: return guess.strip().lower() == hidden.strip().lower()
@@ -221,6 +221,7 @@ def repeat(run: RunRecord) -> str:
 GLOSSARY = {
     "perplexity": "as if the model chose at random among so many words for a hidden one; lower is better. Counted a word of the text, an occurrence of "
                   "a term, or a character, which makes long and short words comparable.",
+    "word": "what stands between blanks; in a script without blanks (Chinese, Japanese, Thai ...) two letters in a row.",
     "÷": "a fall by more than 99.9 % is told as a factor: the baseline divided by so much.",
     "nats": "the unit of loss; perplexity is e to the power of the mean loss in nats.",
     "95 % interval": "where the figure lies in 95 of 100 redrawings of the test units.",

@@ -131,6 +131,7 @@ def inputs(run: RunRecord) -> str:
     return table("lrrlll", ("file", "documents", "size", "licence", "sha256", "broken"), rows) or absent("Nothing read yet.")
 
 WORDS = {
+    "word": "what stands between blanks; in a script without blanks (Chinese, Japanese, Thai ...) two letters in a row.",
     "Jaccard index": "of two texts: the word 5-grams they share, divided by all that either has. Copies have 1; from 0.8 on we speak of near copies.",
     "group": "what must not be split: the documents of one publication, and with them whatever is a copy or near copy of one of them.",
     "13-gram": "thirteen words in a row; two texts hardly share one by chance.",

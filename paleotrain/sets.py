@@ -17,6 +17,7 @@ from .chat import add_chat, has_chat, render, require_chat
 from .configurations import SftConfig
 from .conversations import Conversation, read_conversations
 from .core import Settings, UserError, locate, located, sha256_file, shown_path, stable_fraction
+from .corpus import count_words
 from .documents import ReadReport, expand, read_documents
 from .examples import Prepared, prepare_examples
 from .instructions import Item, read_items
@@ -87,7 +88,7 @@ def read_general(
     for one in sorted((one for one in documents if one.text.strip()), key=lambda one: stable_fraction(one.group + one.doc_id, config.seed)):
         if words < config.general_words:
             part = " ".join(one.text.split(" ")[:config.general_words - words])
-            scored.append((one.doc_id, part)); words += len(part.split())
+            scored.append((one.doc_id, part)); words += count_words(part)
         else: rest.append(one.text)
     if not scored: raise UserError("general", "no text in it", "name files with text")
     inputs += [entry | {"role": "measured", "path": shown_path(entry["path"], settings)} for entry in report.files]

@@ -21,6 +21,7 @@ import numpy as np
 import orjson
 
 from .core import UserError
+from .corpus import count_words
 from .duplicates import BANDS, band_keys, shingles
 from .filters import why_dropped
 from .normalise import normalise
@@ -119,7 +120,7 @@ class Store:
         line, digest = orjson.dumps(doc) + b"\n", sha256(doc["norm_text"].encode()).digest()
         if doc["source"] not in self.sources: self.sources.append(doc["source"])
         values = (self.end, int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:16], "big"), hash64(doc["pub_id"]), hash64(doc["doc_id"]),
-                  len(doc["norm_text"].split()), len(doc["norm_text"]), self.sources.index(doc["source"]), len(doc["sft"]))
+                  count_words(doc["norm_text"]), len(doc["norm_text"]), self.sources.index(doc["source"]), len(doc["sft"]))
         with full_disk(self.folder):
             self.texts.write(line)
             self.bands.write(band_keys(shingles(doc["norm_text"])).tobytes())
