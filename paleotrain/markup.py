@@ -17,7 +17,7 @@ import struct
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,8 @@ def _name_alike(tree: Any) -> None:
         for child, name in zip(element[1:], _MATHML.get(_name(element), ()), strict=False): child.tag = name
         if _name(element) == "mfrac" and len(element) == 2: element[0].tail = "/"
         style = _STYLE.search(f"{element.get('style', '')} {element.get('rend', '')}")
-        if element is not tree and (style or _name(element) in _NAMES): element.tag = _NAMES.get(_name(element)) or ("sup" if style and style[1] else "sub")
+        alike = _NAMES.get(_name(element)) or style and ("sup" if style[1] else "sub")
+        if alike and element is not tree: element.tag = alike
 
 def _is_note(element: Any, text: str) -> bool:
     "Whether a raised text is a link to a note: a link in it, or one around it alone."
@@ -173,28 +174,32 @@ def _decoded(raw: bytes, name: str, codec: codecs.CodecInfo) -> tuple[str, int]:
     return re.subn("[\ufffd\ud800-\udfff]", "\ufffd", text)
 
 # %% ../nbs/01_markup.ipynb #398aedf3
+def _undecodable(path: Path, raw: bytes, known: tuple[str, codecs.CodecInfo] | None, declarer: str, label: str) -> BrokenFile:
+    "What to tell about a page that is not in the encoding it should be in; no encoding is guessed."
+    name, codec = known or ("utf-8", codecs.lookup("utf-8"))
+    start = 0
+    try: codec.decode(raw)
+    except UnicodeDecodeError as error: start = error.start
+    found, fix = f"byte {start:,} is not {name.upper()}", "find out its encoding and declare it in a source file, as in encoding: windows-1252"
+    if not label: return BrokenFile(path, f"{found}, and the page declares no encoding", fix)
+    if not known: return BrokenFile(path, f"{found}, and the page declares {label!r}, which there is not", fix)
+    return BrokenFile(path, f"{found}, which {declarer} declares", "correct that, or declare encoding: in a source file")
+
 def decode_page(
     path: Path, # of the page, for the error
     raw: bytes, # the page
     given: str | None = None, # the encoding that a source file declares
 ) -> tuple[str, Skip | None]:
-    "A page of HTML as browsers decode it, and a note of single characters that are not in its encoding; `BrokenFile` where more than 1 % of those beyond ASCII are not."
+    "A page of HTML as browsers decode it, and a note of the characters lost; `BrokenFile` where these are more than 1 % of all beyond ASCII."
     mark = next((label for mark, label in _MARKS if raw.startswith(mark)), None)
     label = mark or given or declared(raw[:16_384])
-    name, codec = label and _codec(label, meta=not mark and not given) or ("utf-8", codecs.lookup("utf-8"))
+    known = _codec(label, meta=not mark and not given) if label else None
+    name, codec = known or ("utf-8", codecs.lookup("utf-8"))
     page, lost = _decoded(raw, name, codec)
-    if lost <= MAX_BAD_SHARE * sum(char > "\x7f" for char in page):
-        return page.removeprefix("\ufeff"), Skip("", f"a character that is not {name.upper()}", bad=False, lines=0, times=lost) if lost else None
-    start = _first_wrong(raw, codec)
-    if not label: said, fix = "and the page declares no encoding", "find out its encoding and declare it in a source file, as in encoding: windows-1252"
-    elif not _codec(label, False): said, fix = f"and the page declares {label!r}, which there is not", "declare its encoding in a source file, as in encoding: windows-1252"
-    else: said, fix = f"which {'the source file' if given and not mark else 'the page'} declares", "correct that, or declare encoding: in a source file"
-    raise BrokenFile(path, f"byte {start:,} is not {name.upper()}, {said}", fix)
-
-def _first_wrong(raw: bytes, codec: codecs.CodecInfo) -> int:
-    try: codec.decode(raw)
-    except UnicodeDecodeError as error: return error.start
-    return 0
+    if lost > MAX_BAD_SHARE * sum(char > "\x7f" for char in page):
+        raise _undecodable(path, raw, known, "the source file" if given and not mark else "the page", label)
+    note = Skip("", f"a character that is not {name.upper()}", bad=False, lines=0, times=lost) if lost else None
+    return page.removeprefix("\ufeff"), note
 
 # %% ../nbs/01_markup.ipynb #a88c31a3
 def _html(path: Path, layout: Layout) -> Iterator[Row | Skip]:
@@ -280,15 +285,19 @@ def _xml(path: Path, layout: Layout) -> Iterator[Row | Skip]:
 
 # %% ../nbs/01_markup.ipynb #f846e162
 _SHOWN = { # what a template shows: {1} and so on are its parts
-    "{1}": "nowrap nobr nobreak small smaller big large larger em strong italic bold smallcaps sc mvar math abbr tooltip sic ill interlanguage_link linktext not_a_typo as_written "
-           "quote bquote blockquote cquote quotation zitat nihongo vanchor flag midsize chem2 center highlight mono code kbd samp xt angbr nombre formatnum lc uc lcfirst ucfirst",
-    "{2}": "lang rtl-lang langue langx resize color font_color colored_text", "{last}": "transl transliteration w ipa",
-    "c. {all}": "circa c. ca.", "fl. {all}": "floruit fl.", "r. {all}": "reign r.", "{all} Ma": "ma", "{all} million years ago": "mya", "{all} Ga": "ga", "As of {all}": "as_of",
-    "{1} {2}": "unité unidad sortname", "{1}{2} siècle": "s siècle",
-    "US${1}": "$ us$ usd", "£{1}": "£ gbp", "€{1}": "€ eur euro", "CO2": "co2", "H2O": "h2o",
-    "<sup>{1}</sup>": "sup exp", "<sub>{1}</sub>": "sub ind", "<sub>{b}</sub><sup>{p}</sup>": "su", " × 10<sup>{1}</sup>": "e", "10<sup>{1}</sup>": "10^",
-    "π": "pi", "–": "ndash en_dash –", "—": "mdash em_dash —", " – ": "snd spnd spaced_ndash spaced_en_dash", " ": "nbsp spaces thinsp", "'": "'", "'s": "'s", "×": "times", "−": "minus",
-    "°": "deg", " · ": "· dot", "&#61;": "=", "&#124;": "!"}
+    "{1}": "nowrap nobr nobreak small smaller big large larger em strong italic bold smallcaps sc mvar math "
+           "abbr tooltip sic ill interlanguage_link linktext not_a_typo as_written quote bquote blockquote "
+           "cquote quotation zitat nihongo vanchor flag midsize chem2 center highlight mono code kbd samp "
+           "xt angbr nombre formatnum lc uc lcfirst ucfirst",
+    "{2}": "lang rtl-lang langue langx resize color font_color colored_text",
+    "{last}": "transl transliteration w ipa", "c. {all}": "circa c. ca.", "fl. {all}": "floruit fl.",
+    "r. {all}": "reign r.", "{all} Ma": "ma", "{all} million years ago": "mya", "{all} Ga": "ga",
+    "As of {all}": "as_of", "{1} {2}": "unité unidad sortname", "{1}{2} siècle": "s siècle", "US${1}": "$ us$ usd",
+    "£{1}": "£ gbp", "€{1}": "€ eur euro", "CO2": "co2", "H2O": "h2o", "<sup>{1}</sup>": "sup exp",
+    "<sub>{1}</sub>": "sub ind", "<sub>{b}</sub><sup>{p}</sup>": "su", " × 10<sup>{1}</sup>": "e",
+    "10<sup>{1}</sup>": "10^", "π": "pi", "–": "ndash en_dash –", "—": "mdash em_dash —",
+    " – ": "snd spnd spaced_ndash spaced_en_dash", " ": "nbsp spaces thinsp", "'": "'", "'s": "'s", "×": "times",
+    "−": "minus", "°": "deg", " · ": "· dot", "&#61;": "=", "&#124;": "!",}
 _BY_NAME = {name.replace("_", " "): shown for shown, names in _SHOWN.items() for name in names.split()}
 
 # %% ../nbs/01_markup.ipynb #456aeddd
@@ -325,7 +334,8 @@ def _compound(given: list[str], named: dict[str, str]) -> str:
     signs = ("sup" if re.fullmatch(r"\d*[+−-]", part) else "sub" if part[:1].isdigit() else "" for part in given)
     return "".join(f"<{sign}>{part}</{sign}>" if sign else part for sign, part in zip(signs, given, strict=True))
 
-_LAID_OUT = {"convert": _converted, "cvt": _converted, "val": _value, "frac": _fraction, "sfrac": _fraction, "fraction": _fraction, "bruch": _fraction, "gaps": _gaps, "chem": _compound}
+_LAID_OUT = {"convert": _converted, "cvt": _converted, "val": _value, "frac": _fraction, "sfrac": _fraction, "fraction": _fraction,
+             "bruch": _fraction, "gaps": _gaps, "chem": _compound}
 
 # %% ../nbs/01_markup.ipynb #d1074fd8
 _PARTS = re.compile(r"\|(?![^\[\]]*\]\])") # not the bar of a link
@@ -347,15 +357,18 @@ def _template(markup: str) -> tuple[str, str | None]:
     except (KeyError, IndexError, ValueError): return name, None
 
 # %% ../nbs/01_markup.ipynb #62c13e54
-_TEX = {"times": "×", "cdot": "·", "pm": "±", "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "neq": "≠", "ne": "≠", "approx": "≈", "sim": "~", "propto": "∝", "to": "→", "rightarrow": "→", "infty": "∞", "circ": "°",
-        "partial": "∂", "sum": "∑", "int": "∫", "sqrt": "√", "lt": "<", "gt": ">", "ldots": "...", "dots": "...", "cdots": "...", "prime": "′", "in": "∈", "ell": "ℓ", "hbar": "ℏ", "degree": "°",
-        **dict.fromkeys("displaystyle textstyle left right mathrm mathbf mathit mathcal mathbb text textrm operatorname rm bf big Big limits".split(), ""),
-        **{name: name for name in "sin cos tan log ln exp min max lim det deg mod".split()}, **dict.fromkeys(("quad", "qquad"), " ")}
+_TEX = {
+    "times": "×", "cdot": "·", "pm": "±", "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "neq": "≠", "ne": "≠", "approx": "≈",
+    "sim": "~", "propto": "∝", "to": "→", "rightarrow": "→", "infty": "∞", "circ": "°", "degree": "°", "partial": "∂", "sum": "∑",
+    "int": "∫", "lt": "<", "gt": ">", "ldots": "...", "dots": "...", "cdots": "...", "prime": "′", "in": "∈", "ell": "ℓ",
+    "hbar": "ℏ", **{name: name for name in "sin cos tan log ln exp min max lim det deg mod".split()}, "quad": " ", "qquad": " ",
+    **dict.fromkeys("displaystyle textstyle left right mathrm mathbf mathit mathcal mathbb text textrm operatorname rm bf big".split(), "")}
 
 def _tex_name(m: re.Match[str]) -> str:
     "A command of TeX as a character; itself where it has none."
     case = "SMALL" if m[1].islower() else "CAPITAL"
-    try: return _TEX[m[1]] if m[1] in _TEX else unicodedata.lookup(f"GREEK {case} LETTER {m[1].removeprefix('var').upper().replace('LAMBDA', 'LAMDA')}")
+    letter = m[1].removeprefix("var").upper().replace("LAMBDA", "LAMDA")
+    try: return _TEX[m[1]] if m[1] in _TEX else unicodedata.lookup(f"GREEK {case} LETTER {letter}")
     except KeyError: return m[0]
 
 def _grouped(text: str) -> str: return text if re.fullmatch(r"[+−-]?[\w.]+|\(.*\)", text) else f"({text})"
@@ -370,16 +383,22 @@ def plain_formula(
         text = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", lambda m: f"{_grouped(m[1].strip())}/{_grouped(m[2].strip())}", text)
         text = re.sub(r"\\sqrt\s*\{([^{}]*)\}", lambda m: f"√{_grouped(m[1].strip())}", text)
         text = re.sub(r"([_^])\s*\{([^{}]*)\}", lambda m: m[1] + _grouped(m[2].strip()), text)
-        text = re.sub(r"(?<![_^}])\{([^{}]*)\}(?!\{)|(?<=\w)\{([^{}]*)\}(?!\{)", lambda m: m[1] or m[2] or "", re.sub(r"\\(?!d?t?frac\b|sqrt\b)([A-Za-z]+)", _tex_name, text))
+        text = re.sub(r"\\(?![dt]?frac\b|sqrt\b)([A-Za-z]+)", _tex_name, text)
+        text = re.sub(r"(?<![_^}])\{([^{}]*)\}(?!\{)", r"\1", text)
     text = " ".join(text.split())
     return None if re.search(r"[\\{}&]", text) or len(text) > 80 else text
 
 # %% ../nbs/01_markup.ipynb #6231d3de
-_NAMESPACES = ("file image media category datei bild medium kategorie fichier média catégorie archivo imagen medio categoría ficheiro arquivo imagem multimédia categoria immagine bestand afbeelding categorie "
-    "plik grafika kategoria fil kategori billede tiedosto kuva luokka soubor kategorie súbor obrázok kategória fájl kép kategória fișier fişier imagine slika datoteka slika kategorija failas vaizdas attēls pilt "
-    "fitxer imatge fitxategi irudi kategoria dosiero kategorio mynd flokkur íomhá catagóir delwedd categori skrá dosya resim fayl berkas gambar imej tập_tin hình thể_loại файл изображение категория зображення "
-    "категорія выява файл катэгорыя картинка датотека слика категорија αρχείο εικόνα κατηγορία ملف صورة تصنيف پرونده تصویر رده زمرہ קובץ תמונה קטגוריה चित्र श्रेणी चित्र वर्ग চিত্র বিষয়শ্রেণী படிமம் பகுப்பு దస్త్రం వర్గం "
-    "ไฟล์ ภาพ หมวดหมู่ 文件 檔案 档案 图像 圖像 分类 分類 ファイル 画像 カテゴリ 파일 그림 분류 ფაილი კატეგორია պատկեր կատեգորիա").split()
+_NAMESPACES = (
+    "file image media category datei bild medium kategorie fichier média catégorie archivo imagen medio categoría "
+    "ficheiro arquivo imagem multimédia categoria immagine bestand afbeelding categorie plik grafika kategoria fil "
+    "kategori billede tiedosto kuva luokka soubor súbor obrázok kategória fájl kép fișier fişier imagine slika "
+    "datoteka kategorija failas vaizdas attēls pilt fitxer imatge fitxategi irudi dosiero kategorio mynd flokkur "
+    "íomhá catagóir delwedd categori skrá dosya resim fayl berkas gambar imej tập_tin hình thể_loại файл "
+    "изображение категория зображення категорія выява катэгорыя картинка датотека слика категорија αρχείο εικόνα "
+    "κατηγορία ملف صورة تصنيف پرونده تصویر رده زمرہ קובץ תמונה קטגוריה चित्र श्रेणी वर्ग চিত্র বিষয়শ্রেণী படிமம் "
+    "பகுப்பு దస్త్రం వర్గం ไฟล์ ภาพ หมวดหมู่ 文件 檔案 档案 图像 圖像 分类 分類 ファイル 画像 カテゴリ 파일 그림 분류 ფაილი კატეგორია պատկեր "
+    "կատեգորիա ").split()
 _VARIANTS = re.compile(r"-\{((?:(?!-\{).)*?)\}-", re.S)
 
 def no_words(
@@ -439,34 +458,48 @@ def _closed(m: re.Match[str]) -> str:
     before, after = m.string[:m.start()][-1:], m.string[m.end():m.end() + 1]
     return " " if re.search(r"[ \t]", m[0]) and before not in "\n(" and after not in "\n,.;:!?)" else ""
 
+# %% ../nbs/01_markup.ipynb #f8d5f2c2
+class _Holes:
+    "What a page does not show: each leaves a number in the text, by which those in tables and in other templates are told from the rest."
+    def __init__(self) -> None: self.names: list[str] = []
+
+    def hole(self, name: str) -> str:
+        self.names.append(name)
+        return f"\x01{len(self.names) - 1}\x02"
+
+    def template(self, m: re.Match[str]) -> str:
+        name, shown = _template(m[0])
+        return self.hole(f"template {name[:40]}") if shown is None else shown or _GONE
+
+    def formula(self, m: re.Match[str]) -> str:
+        shown = plain_formula(m[1] or "")
+        return self.hole("formula") if shown is None else html.escape(shown, quote=False).replace("|", "&#124;") or _GONE
+
+    def met(self, text: str) -> Counter[str]: return Counter(self.names[int(number)] for number in re.findall(r"\x01(\d+)\x02", text))
+
+def _all(pattern: re.Pattern[str], new: str | Callable[[re.Match[str]], str], text: str) -> str:
+    "Replaced from the inside out, until there is none left."
+    count = 1
+    while count: text, count = pattern.subn(new, text)
+    return text
+
+# %% ../nbs/01_markup.ipynb #77ea317a
 def wiki_text(
     markup: str, # of one page
     no_word: re.Pattern[str], # as `no_words` gives it
 ) -> tuple[str, Counter[str]]:
-    "The text of a page, and how often it had a template or formula that is not shown; those within tables and other templates go with them."
+    "The text of a page, and how often it had each template or formula that is not shown; those within tables and other templates go with them."
     import mwparserfromhell
-    names: list[str] = []
-    def hole(name: str) -> str: 
-        names.append(name)
-        return f"\x01{len(names) - 1}\x02"
-    def template(m: re.Match[str]) -> str:
-        name, shown = _template(m[0])
-        return hole(f"template {name[:40]}") if shown is None else shown or _GONE
-    def formula(m: re.Match[str]) -> str:
-        shown = plain_formula(m[1] or "")
-        return hole("formula") if shown is None else html.escape(shown, quote=False).replace("|", "&#124;") or _GONE
-
+    holes = _Holes()
     for cut in _CUTS: markup = cut.sub("", markup)
-    markup, count = _MATH.sub(formula, HALVES.sub(decode_halves, markup)), 1
-    while count: markup, count = _INNERMOST.subn(template, markup)
-    count = 1
-    while count: markup, count = _TABLE.subn("", markup)
-    text = _words(mwparserfromhell.parse(_VARIANTS.sub(_variant, markup), skip_style_tags=True), no_word) # bold and italics are taken out below, which is faster
-    met = Counter(names[int(number)] for number in re.findall(r"\x01(\d+)\x02", text))
+    markup = _MATH.sub(holes.formula, HALVES.sub(decode_halves, markup))
+    markup = _VARIANTS.sub(_variant, _all(_TABLE, "", _all(_INNERMOST, holes.template, markup)))
+    text = _words(mwparserfromhell.parse(markup, skip_style_tags=True), no_word) # bold and italics are taken out below, which is faster
+    met = holes.met(text)
     for pattern, new in _CLOSING: text = pattern.sub(new, text)
     text = re.sub(r"(?<=\S)[ \t]{2,}", " ", _HOLES.sub(_closed, text))
     text = re.sub(r"\0[^\n]*\s*(?=\0|\Z)", "", text).replace("\0", "")
-    text = re.sub("'{2,}", "", re.sub(r"(?<=\w)'''(?=s\b)", "'", text)) # ''Wales'''s: italics, then an apostrophe
+    text = re.sub("'{2,}", "", re.sub(r"(?<=\w)\'\'\'(?=s\b)", "'", text)) # \'\'Wales\'\'\'s: italics, then an apostrophe
     return re.sub(r"\n\s*\n", "\n\n", re.sub(r"^[ *#:;]+", "", text, flags=re.M)).strip(), met
 
 # %% ../nbs/01_markup.ipynb #d9847b02
