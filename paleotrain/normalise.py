@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Spans', 'Edit', 'BLANKED', 'RUN', 'ENTITY', 'TABLE', 'CHARACTER', 'SOFT_LINE_END', 'JOINERS', 'JOINED', 'Line',
-           'NUMBER', 'LINE', 'RECURS', 'LINE_HYPHEN', 'SUSPENDED', 'BLANKS', 'RULES', 'Normalised', 'normalise']
+           'NUMBER', 'LINE', 'RECURS', 'LINE_HYPHEN', 'LANGUAGES', 'BLANKS', 'RULES', 'Normalised', 'normalise']
 
 # %% ../nbs/01_normalise.ipynb #d38f173b
 import re
@@ -220,20 +220,75 @@ def _pages(text: str, runs: set[str]) -> list[Edit]:
 
 # %% ../nbs/01_normalise.ipynb #34668f30
 LINE_HYPHEN = re.compile(r"- *\n *(?=(\w+))")
-SUSPENDED = {"and", "or", "nor", "to"} # pre- and postglacial
+LANGUAGES = { # small words that tell a language, and those that may follow one half of a pair: pre- and postglacial
+    "en": ("the of is was that with by from this are", "and or nor to"), "de": ("der die das ist nicht mit den von im ein eine zu auf", "und oder sowie"),
+    "nl": ("het een van dat niet zijn de voor op te met", "en of tot"), "fr": ("le la les des est une dans du que pour au", "et ou"),
+    "es": ("el los las que una por con del se lo", "y e o u"), "it": ("il che di della per un una gli dei è", "e ed o od"),
+    "pt": ("que não uma os do da com em para dos", "e ou"), "sv": ("att det som på är av för ett inte med", "och eller samt"),
+    "da": ("det er på til af en som med for ikke", "og eller samt"), "no": ("det er på til av en som med for ikke", "og eller samt"),
+    "ca": ("els les que amb per una del és dels", "i o"),
+    "pl": ("w na się nie jest z do że od", "i oraz lub albo"), "cs": ("je na se že v s do jako by", "a i nebo"),
+    "ru": ("в не на что с как по это из", "и или"), "uk": ("в не на що з як до це у", "і й та або")}
+_ANYWHERE = {"und", "oder", "sowie", "och", "oraz", "lub", "albo"} # which end no word of another language
+
+def _language(counts: Counter[str]) -> str:
+    "The language whose small words are most among these; English where there is none."
+    seen = {name: sum(counts[word] for word in small.split()) for name, (small, _) in LANGUAGES.items()}
+    return max(seen, key=seen.__getitem__)
+
+# %% ../nbs/01_normalise.ipynb #79a82663
+_SMALL = {"of", "the", "and", "by", "for", "off", "du", "la", "von", "van", "der", "t"} # within a compound of several
+_SECOND = {"dependent", "independent", "based", "bearing", "grained", "shaped", "associated", "specific", "induced", "mediated", "derived", "containing",
+           "resistant", "sensitive", "positive", "negative", "treated", "linked", "driven", "rich", "poor", "dimensional", "bodied", "legged",
+           "scale", "term"} # of English compounds
+_OFTEN_FIRST = {"two", "three", "four", "five", "half", "self", "well", "long", "short", "high", "low", "large", "small"} # of many compounds
+_PREFIXES = "inter intra over under super ultra hyper multi semi anti trans counter extra infra para peri poly some fore north south"
+_FIRST = re.compile(rf"(?!(?:{_PREFIXES.replace(' ', '|')})\Z)\w{{3,}}[^\Wo\d_]") # a word that may begin a compound
+_INVERTED = {"il", "ils", "elle", "elles", "on", "vous", "même", "mêmes"} # of French: peut-il
 
 def _word_before(text: str, at: int) -> str: return re.split(r"\W", text[max(0, at - 40):at])[-1].lower() # no word is longer
 
-def _hyphens(text: str, runs: set[str]) -> list[Edit]:
-    found = [m for m in LINE_HYPHEN.finditer(text) if text[m.start() - 1:m.start()].isalnum() and m[1].lower() not in SUSPENDED]
-    if not found: return []
-    second = {m[1].lower() for m in found}
+@dataclass(frozen=True, slots=True)
+class _Evidence:
+    "What a text says about its words that were divided."
+    words: Counter[str] # that stand whole, without a hyphen at either side
+    compounds: set[tuple[str, str]] # written with a hyphen on one line
+    language: str # as its small words tell it
+    suspended: set[str] # words that may follow one half of a pair
+
+def _evidence(
+    text: str,
+    second: Counter[str], # the right halves of its divided words
+) -> _Evidence:
+    words = Counter(re.findall(r"(?<![\w-])[^\W\d_]+(?![\w-])", text.lower()))
+    words.subtract(second) # these begin a line only because they were divided
     compounds = {(_word_before(text, m.start()), m[1].lower()) for m in re.finditer(r"-(\w+)", text) if m[1].lower() in second}
+    language = _language(words)
+    return _Evidence(words, compounds, language, {*LANGUAGES[language][1].split()} | _ANYWHERE)
+
+# %% ../nbs/01_normalise.ipynb #c348f8e3
+def _hyphens(text: str, runs: set[str]) -> list[Edit]:
+    found = [m for m in LINE_HYPHEN.finditer(text) if text[m.start() - 1:m.start()].isalnum()]
+    if not found: return []
+    known = _evidence(text, Counter(m[1].lower() for m in found))
     edits = []
     for m in found:
-        divided = text[m.start() - 1].islower() and m[1][0].islower() and (_word_before(text, m.start()), m[1].lower()) not in compounds
+        left, right = _word_before(text, m.start()), m[1].lower()
+        if right in known.suspended and not known.words[left + right] > 0: continue
+        before = text[max(0, m.start() - len(left) - 20):m.start() - len(left)].rstrip(" \n")[-1:]
+        divided = text[m.start() - 1].islower() and m[1][0].islower() and not _hyphened(before, left, right, known)
         edits.append((m.start() + (not divided), m.end(), ""))
     return edits
+
+def _hyphened(before: str, left: str, right: str, known: _Evidence) -> bool:
+    "Whether the hyphen is the word's own; `before` is what stands before its left half."
+    if (left, right) in known.compounds: return True
+    if known.words[left + right] > 0: return False
+    if before == "-" and (left in _SMALL or known.words[left] > 0 and known.words[right] > 0): return True
+    if known.language == "fr": return right in _INVERTED
+    if known.language != "en": return False # other languages write most compounds without a hyphen
+    apart = known.words[right] > 0 and len(right) > 3
+    return left in _OFTEN_FIRST and apart or bool(_FIRST.fullmatch(left)) and (right in _SECOND or apart and known.words[left] > 0)
 
 # %% ../nbs/01_normalise.ipynb #468f8a33
 BLANKS = [re.compile(pattern) for pattern in ("  [ \n]*", r" \n[ \n]*", r"\n(?: [ \n]*|\n[ \n]+)")] # each found by its first letters, which is fast
