@@ -221,14 +221,21 @@ def _pages(text: str, runs: set[str]) -> list[Edit]:
 # %% ../nbs/01_normalise.ipynb #34668f30
 LINE_HYPHEN = re.compile(r"- *\n *(?=(\w+))")
 LANGUAGES = { # small words that tell a language, and those that may follow one half of a pair: pre- and postglacial
-    "en": ("the of is was that with by from this are", "and or nor to"), "de": ("der die das ist nicht mit den von im ein eine zu auf", "und oder sowie"),
-    "nl": ("het een van dat niet zijn de voor op te met", "en of tot"), "fr": ("le la les des est une dans du que pour au", "et ou"),
-    "es": ("el los las que una por con del se lo", "y e o u"), "it": ("il che di della per un una gli dei è", "e ed o od"),
-    "pt": ("que não uma os do da com em para dos", "e ou"), "sv": ("att det som på är av för ett inte med", "och eller samt"),
-    "da": ("det er på til af en som med for ikke", "og eller samt"), "no": ("det er på til av en som med for ikke", "og eller samt"),
-    "ca": ("els les que amb per una del és dels", "i o"),
-    "pl": ("w na się nie jest z do że od", "i oraz lub albo"), "cs": ("je na se že v s do jako by", "a i nebo"),
-    "ru": ("в не на что с как по это из", "и или"), "uk": ("в не на що з як до це у", "і й та або")}
+    "en": ("the of is in to a and was that with by from this are as it on for at were which not be has", "and or nor to"),
+    "de": ("der die das ist in und nicht mit den von im ein eine zu auf dem des sich als für war sind aus es", "und oder sowie"),
+    "nl": ("het een van dat niet zijn de voor op te met is in en was die bij aan door ook er als om uit", "en of tot"),
+    "fr": ("le la les des est une un dans du que pour au et de en à par sur qui ne pas il se aux", "et ou"),
+    "es": ("el los las que una por con del se lo de la en y a un es su para no al como más o e", "y e o u"),
+    "it": ("il che di della per un una gli dei è in la e a non con sono i le da del alla nel", "e ed o od"),
+    "pt": ("que não uma os do da com em para dos de a o e é se no na um por as ao", "e ou"),
+    "sv": ("att det som på är av för ett inte med och i en den till de om var från vid", "och eller samt"),
+    "da": ("det er på til af en som med for ikke og i at den de et var fra ved der", "og eller samt"),
+    "no": ("det er på til av en som med for ikke og i at den de et var fra ved ble", "og eller samt"),
+    "ca": ("els les que amb per una del és dels de la el i en un a no al com més", "i o"),
+    "pl": ("w na się nie jest z do że od i to jak po są przez dla oraz", "i oraz lub albo"),
+    "cs": ("je na se že v s do jako by a i o ve jsou pro byl z", "a i nebo"),
+    "ru": ("в не на что с как по это из и а к у он для был от", "и или"),
+    "uk": ("в не на що з як до це у і та є за від для був", "і й та або")}
 _ANYWHERE = {"und", "oder", "sowie", "och", "oraz", "lub", "albo"} # which end no word of another language
 
 def _language(counts: Counter[str]) -> str:
@@ -244,7 +251,7 @@ _SECOND = {"dependent", "independent", "based", "bearing", "grained", "shaped", 
 _OFTEN_FIRST = {"two", "three", "four", "five", "half", "self", "well", "long", "short", "high", "low", "large", "small"} # of many compounds
 _PREFIXES = "inter intra over under super ultra hyper multi semi anti trans counter extra infra para peri poly some fore north south"
 _FIRST = re.compile(rf"(?!(?:{_PREFIXES.replace(' ', '|')})\Z)\w{{3,}}[^\Wo\d_]") # a word that may begin a compound
-_INVERTED = {"il", "ils", "elle", "elles", "on", "vous", "même", "mêmes"} # of French: peut-il
+_FRENCH = {"il", "ils", "elle", "elles", "on", "vous", "même", "mêmes"}, {"après", "celui", "celle", "ceux", "celles", "demi"} # peut-il; celui-ci
 
 def _word_before(text: str, at: int) -> str: return re.split(r"\W", text[max(0, at - 40):at])[-1].lower() # no word is longer
 
@@ -285,7 +292,7 @@ def _hyphened(before: str, left: str, right: str, known: _Evidence) -> bool:
     if (left, right) in known.compounds: return True
     if known.words[left + right] > 0: return False
     if before == "-" and (left in _SMALL or known.words[left] > 0 and known.words[right] > 0): return True
-    if known.language == "fr": return right in _INVERTED
+    if known.language == "fr": return right in _FRENCH[0] or left in _FRENCH[1]
     if known.language != "en": return False # other languages write most compounds without a hyphen
     apart = known.words[right] > 0 and len(right) > 3
     return left in _OFTEN_FIRST and apart or bool(_FIRST.fullmatch(left)) and (right in _SECOND or apart and known.words[left] > 0)
