@@ -927,6 +927,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'paleotrain.markup._compound': ('markup.html#_compound', 'paleotrain/markup.py'),
                                    'paleotrain.markup._converted': ('markup.html#_converted', 'paleotrain/markup.py'),
                                    'paleotrain.markup._decoded': ('markup.html#_decoded', 'paleotrain/markup.py'),
+                                   'paleotrain.markup._finder': ('markup.html#_finder', 'paleotrain/markup.py'),
                                    'paleotrain.markup._fraction': ('markup.html#_fraction', 'paleotrain/markup.py'),
                                    'paleotrain.markup._gaps': ('markup.html#_gaps', 'paleotrain/markup.py'),
                                    'paleotrain.markup._grouped': ('markup.html#_grouped', 'paleotrain/markup.py'),

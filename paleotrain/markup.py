@@ -19,6 +19,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
@@ -85,7 +86,8 @@ def _name_alike(tree: Any) -> None:
     for element in [e for e in tree.iter() if isinstance(e.tag, str)]:
         for child, name in zip(element[1:], _MATHML.get(_name(element), ()), strict=False): child.tag = name
         if _name(element) == "mfrac" and len(element) == 2: element[0].tail = "/"
-        style = _STYLE.search(f"{element.get('style', '')} {element.get('rend', '')}")
+        inline = _name(element) in ("span", "font", "small", "hi")
+        style = inline and _STYLE.search(f"{element.get('style', '')} {element.get('rend', '')}")
         alike = _NAMES.get(_name(element)) or style and ("sup" if style[1] else "sub")
         if alike and element is not tree: element.tag = alike
 
@@ -96,6 +98,13 @@ def _is_note(element: Any, text: str) -> bool:
     return around is not None and _name(around) in _LINKS and "".join(around.itertext()).strip() == text.strip()
 
 # %% ../nbs/01_markup.ipynb #02e036a5
+@cache
+def _finder() -> Any:
+    "Finds, fast, whether a tree has anything to level: most rows of XML have not."
+    from lxml import etree
+    names = " ".join(("sup", "sub", *_NAMES, *_MATHML, "mfrac", "hi"))
+    return etree.XPath(f"boolean(.//*[contains(' {names} ', concat(' ', local-name(), ' ')) or contains(@style, 'vertical-align')])")
+
 def _after(element: Any) -> str:
     following = element.getnext()
     return element.tail or ("".join(following.itertext()) if following is not None else "")
@@ -105,6 +114,7 @@ def level(
 ) -> None:
     "Put what stands higher or lower into the line; the innermost first."
     from lxml import etree
+    if not _finder()(tree): return
     _name_alike(tree)
     before, found = "", []
     for event, element in etree.iterwalk(tree, events=("start", "end")):

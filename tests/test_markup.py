@@ -91,7 +91,7 @@ def pdf(text: str, glyphs: dict[str, str], title: str = "") -> bytes:
     to_unicode = f"1 begincodespacerange\n<00> <FF>\nendcodespacerange\n{len(glyphs)} beginbfchar\n{names}endbfchar\n"
     line = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET"
     objects = ["<</Type/Catalog/Pages 2 0 R>>", "<</Type/Pages/Kids[4 0 R]/Count 1>>",
-    "<</Type/Font/Subtype/Type1/BaseFont/Helvetica/ToUnicode 6 0 R>>",
+               "<</Type/Font/Subtype/Type1/BaseFont/Helvetica/ToUnicode 6 0 R>>",
                "<</Type/Page/Parent 2 0 R/MediaBox[0 0 595 842]/Resources<</Font<</F1 3 0 R>>>>/Contents 5 0 R>>",
                f"<</Length {len(line)}>>stream\n{line}\nendstream",
                f"<</Length {len(to_unicode)}>>stream\n{to_unicode}\nendstream", f"<</Title ({title})>>"]
