@@ -307,7 +307,7 @@ _SHOWN = { # what a template shows: {1} and so on are its parts
     "<sub>{1}</sub>": "sub ind", "<sub>{b}</sub><sup>{p}</sup>": "su", " × 10<sup>{1}</sup>": "e",
     "10<sup>{1}</sup>": "10^", "π": "pi", "–": "ndash en_dash –", "—": "mdash em_dash —",
     " – ": "snd spnd spaced_ndash spaced_en_dash", " ": "nbsp spaces thinsp", "'": "'", "'s": "'s", "×": "times",
-    "−": "minus", "°": "deg", " · ": "· dot", "&#61;": "=", "&#124;": "!",}
+    "−": "minus", "°": "deg", " · ": "· dot", "&#61;": "=", ",": ",", "&#124;": "!",}
 _BY_NAME = {name.replace("_", " "): shown for shown, names in _SHOWN.items() for name in names.split()}
 
 # %% ../nbs/01_markup.ipynb #456aeddd
@@ -354,7 +354,7 @@ def _template(markup: str) -> tuple[str, str | None]:
     "The name of a template that holds no other, and what it shows; None where nothing says that."
     head, *parts = _PARTS.split(markup.strip("{}"))
     name = re.sub(r"[\s_]+", " ", head).strip().lower()
-    if name.partition(":")[2] and name[0] != "#": name, parts = name.partition(":")[0], [head.partition(":")[2], *parts] # formatnum:1500
+    if ":" in name: name, parts = name.partition(":")[0], [head.partition(":")[2], *parts] # formatnum:1500, #if:
     split = [part.partition("=") if re.match(r"[\w -]+=", part) else (str(number), "", part) for number, part in enumerate(parts, 1)]
     named = {key.strip(): value.strip() for key, _, value in split}
     given = [named[key] for key in sorted(filter(str.isdigit, named), key=int)]
@@ -463,6 +463,7 @@ _CLOSING = [(re.compile(pattern), new) for pattern, new in (
     (rf"[ \t]*\((?:[ ,;:/]|{_HOLE})*{_HOLE}[ ,;:/]*\)", ""), (rf"\( *(?:{_HOLE}[ ,;:]*)+", "("), (rf"(?:[ ,;:]*{_HOLE})+ *\)", ")"), # in brackets
     (rf"[,;] *{_HOLE} *(?=[,;.])", ""))]                                                                                             # between commas
 _HOLES = re.compile(rf"[ \t]*(?:{_HOLE}[ \t]*)+")
+_RUN = re.compile(rf"{_HOLE}(?:[ \t]*{_HOLE})+")
 
 def _closed(m: re.Match[str]) -> str:
     before, after = m.string[:m.start()][-1:], m.string[m.end():m.end() + 1]
@@ -506,6 +507,7 @@ def wiki_text(
     markup = _VARIANTS.sub(_variant, _all(_TABLE, "", _all(_INNERMOST, holes.template, markup)))
     text = _words(mwparserfromhell.parse(markup, skip_style_tags=True), no_word) # bold and italics are taken out below, which is faster
     met = holes.met(text)
+    text = _RUN.sub(lambda m: f"{_GONE} " if " " in m[0] else _GONE, text)
     for pattern, new in _CLOSING: text = pattern.sub(new, text)
     text = re.sub(r"(?<=\S)[ \t]{2,}", " ", _HOLES.sub(_closed, text))
     text = re.sub(r"\0[^\n]*\s*(?=\0|\Z)", "", text).replace("\0", "")
