@@ -168,15 +168,15 @@ _C1 = {0xdc80 + i: 0x80 + i for i in range(32)} # bytes that windows-1252 leaves
 
 def _codec(label: str, meta: bool) -> tuple[str, codecs.CodecInfo] | None:
     "Name and codec of an encoding, as browsers understand its label; None for one that nobody knows."
-    if not (known := webencodings.lookup(label)):
-        page = re.fullmatch(r"(?:cp|ms|ibm|windows)[-_]?(\d+)", label.strip(), re.I) # cp936: a code page that the standard does not list
-        if meta and not page: return None
-        try: return label, codecs.lookup(f"cp{page[1]}" if page else label)
-        except LookupError: return None
-    name = {"gbk": "gb18030", "x-user-defined": "windows-1252"}.get(known.name, known.name)
-    if meta and name.startswith("utf-16"): name = "utf-8" # a meta that could be read is not in it
-    if name == "replacement": return label, codecs.lookup(label) # which browsers do not read
-    return name, webencodings.lookup(name).codec_info
+    known = webencodings.lookup(label)
+    page = re.fullmatch(r"(?:cp|ms|ibm|windows)[-_]?(\d+)", label.strip(), re.I) # cp936: a code page that the standard does not list
+    if known and known.name != "replacement":
+        name = {"gbk": "gb18030", "x-user-defined": "windows-1252"}.get(known.name, known.name)
+        if meta and name.startswith("utf-16"): name = "utf-8" # a meta that could be read is not in it
+        return name, webencodings.lookup(name).codec_info
+    if meta and not page and not known: return None
+    try: return label, codecs.lookup(f"cp{page[1]}" if page else label)
+    except LookupError: return None
 
 def _decoded(raw: bytes, name: str, codec: codecs.CodecInfo) -> tuple[str, int]:
     "The text, and how many characters of it are not in that encoding."
