@@ -30,6 +30,7 @@ class Skip:
     why: str # what is wrong, or what kind it is
     bad: bool = True # broken; else it is left out on purpose and only counted
     lines: int = 1 # lines lost
+    times: int = 1 # how often it was met, where it is only counted
 
 class BrokenFile(UserError): "A file that cannot be read, or not to its end."
 

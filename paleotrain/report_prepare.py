@@ -124,11 +124,13 @@ def example(run: RunRecord) -> str:
     return f'{note(said)}<p class="example" style="background:#f5f7f9;color:#1b1f24;padding:.8em 1.1em;white-space:pre-wrap">{text}</p>'
 
 def inputs(run: RunRecord) -> str:
-    "Every file read, with licence, hash and what was broken in it."
+    "Every file read, with licence, hash, and what was broken in it or left out of it."
+    def marred(entry: dict[str, Any]) -> str:
+        left = [f"{count(times)} × {why}" for why, times in entry.get("left_out", {}).items()]
+        return "<br>".join(small(line) for line in (*entry["bad_lines"], *left))
     rows = [(f"<code>{esc(i['path'])}</code> {small(i['role'])}", count(i["documents"]), filesize(i["bytes"]), esc(i.get("licence") or "not stated"),
-             f'<code title="{esc(i["sha256"])}">{esc(i["sha256"][:12])}</code>', "<br>".join(small(line) for line in i["bad_lines"]))
-            for i in run.manifest.get("inputs", [])]
-    return table("lrrlll", ("file", "documents", "size", "licence", "sha256", "broken"), rows) or absent("Nothing read yet.")
+             f'<code title="{esc(i["sha256"])}">{esc(i["sha256"][:12])}</code>', marred(i)) for i in run.manifest.get("inputs", [])]
+    return table("lrrlll", ("file", "documents", "size", "licence", "sha256", "broken or left out"), rows) or absent("Nothing read yet.")
 
 WORDS = {
     "word": "what stands between blanks; in a script without blanks (Chinese, Japanese, Thai ...) two letters in a row.",

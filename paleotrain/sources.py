@@ -248,7 +248,7 @@ def _read_file(source: Source, path: Path, make: Make[Item], entry: dict[str, An
         elif found.bad:
             bad += lines; report.bad += lines
             if len(entry["bad_lines"]) < 5: entry["bad_lines"].append(f"{path}{found.place}: {found.why}")
-        else: left_out[found.why] += 1
+        else: left_out[found.why] += found.times
     entry["left_out"] = dict(left_out)
     if misfit and not fitting: raise misfit
     if bad > MAX_BAD_SHARE * rows:
