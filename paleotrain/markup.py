@@ -6,8 +6,8 @@
 __all__ = ['HASH', 'MARKUP', 'plain_markup']
 
 # %% ../nbs/01_markup.ipynb #9e35bcac
-import bz2
 import html
+import io
 import logging
 import math
 import re
@@ -19,21 +19,21 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import ParseError
 
-from .documents import PAGE, WHOLE, clean_wikitext, is_wikitext, read_lines, split_paragraphs, split_sections, undecodable
+from .documents import PAGE, characters, clean_wikitext, is_short, is_wikitext, opened, read_lines, split_paragraphs, split_sections, undecodable
 from .formats import BrokenFile, Layout, Row, Skip, UnknownLayout
 
 # %% ../nbs/01_markup.ipynb #5c63de2c
 HASH = re.compile(r"# (?=\S)") # a heading of the first rank in Markdown
 
 def _txt(path: Path, layout: Layout) -> Iterator[Row | Skip]:
-    paragraphs = split_paragraphs(read_lines(path, layout.encoding or "utf-8-sig"))
-    with path.open(encoding=layout.encoding or "utf-8-sig", errors="replace") as file: start = file.read(4096).lstrip()
+    paragraphs = split_paragraphs(read_lines(path, layout.encoding))
+    with characters(path, layout.encoding, errors="replace") as file: start = file.read(4096).lstrip()
     pieces: Iterable[tuple[str, str]]
-    if is_wikitext(path):
+    if is_wikitext(path, layout.encoding):
         pages = split_sections(paragraphs, PAGE, shortest=1, longest=math.inf)
         pieces = ((clean_wikitext(title), clean_wikitext(page)) for title, page in pages)
     elif HASH.match(start): pieces = ((title.removeprefix("# "), text) for title, text in split_sections(paragraphs, HASH, shortest=1))
-    elif path.stat().st_size <= WHOLE: pieces = [("", "".join(paragraphs))]
+    elif is_short(path, layout.encoding): pieces = [("", "".join(paragraphs))]
     else: pieces = split_sections(paragraphs)
     for number, (title, text) in enumerate(((title, text) for title, text in pieces if text.strip()), 1):
         yield {"title": title, "text": text, "_number": number}
@@ -41,7 +41,7 @@ def _txt(path: Path, layout: Layout) -> Iterator[Row | Skip]:
 # %% ../nbs/01_markup.ipynb #9448e5c6
 def _html(path: Path, layout: Layout) -> Iterator[Row | Skip]:
     import trafilatura
-    raw = path.read_bytes()
+    with opened(path) as file: raw = file.read()
     declared = re.search(rb"<meta[^>]+charset\s*=[\s\"']*([\w-]+)", raw[:4096], re.I)
     encoding = layout.encoding or (declared[1].decode() if declared else "utf-8")
     try: page = raw.decode("utf-8-sig" if encoding.lower() == "utf-8" else encoding)
@@ -60,7 +60,7 @@ def _pdf(path: Path, layout: Layout) -> Iterator[Row | Skip]:
     import pypdf
     logging.getLogger("pypdf").setLevel(logging.ERROR) # it warns of every small fault it has mended
     try:
-        reader = pypdf.PdfReader(path)
+        with opened(path) as file: reader = pypdf.PdfReader(io.BytesIO(file.read()))
         if reader.is_encrypted and not reader.decrypt(""): raise BrokenFile(path, "encrypted with a password", "save a copy without one, or take it out")
         pages = [page.extract_text() for page in reader.pages]
         title = reader.metadata.title if reader.metadata else None
@@ -100,7 +100,7 @@ def _xml(path: Path, layout: Layout) -> Iterator[Row | Skip]:
     number, seen = 0, dict[str, None]()
     above: list[_Open] = []
     try:
-        for event, element in etree.iterparse(str(path), ("start", "end"), resolve_entities=False, no_network=True, load_dtd=False):
+        for event, element in etree.iterparse(opened(path), ("start", "end"), resolve_entities=False, no_network=True, load_dtd=False):
             if event == "start":
                 above.append(_Open(tag := _tag(element), {f"{tag}@{name}": value for name, value in element.attrib.items()}))
                 continue
@@ -156,7 +156,7 @@ def _mediawiki(path: Path, layout: Layout) -> Iterator[Row | Skip]:
     import mwxml
     count = 0
     try:
-        with bz2.open(path) if path.suffix == ".bz2" else path.open("rb") as file:
+        with opened(path) as file:
             for page in mwxml.Dump.from_file(file):
                 text = ""
                 for revision in page: text = revision.text or "" # the last one is the newest
