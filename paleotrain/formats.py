@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from .core import PhaseConfig, UserError
-from .documents import JSON, MAX_LINE, TWICE, Unreadable, bounded_lines, characters, json_value, opened, stem_of, suffix_of, undecodable
+from .documents import JSON, MAX_LINE, MEND, TWICE, Unreadable, bounded_lines, characters, json_value, opened, stem_of, suffix_of, undecodable
 
 # %% ../nbs/01_formats.ipynb #e99530f2
 Row = dict[str, Any]
@@ -32,7 +32,7 @@ class Skip:
     why: str # what is wrong, or what kind it is
     bad: bool = True # broken; else it is left out on purpose and only counted
     lines: int = 1 # lines lost
-    fix: str = "mend or delete them" # what to do, should it be the first of too many
+    fix: str = MEND # what to do, should it be the first of too many
 
 class BrokenFile(UserError): "A file that cannot be read, or not to its end."
 
@@ -79,7 +79,7 @@ def _jsonl(path: Path, layout: Layout, columns: Columns = all_columns) -> Iterat
         elif line.strip():
             try: value = json_value(line)
             except ValueError as error:
-                fix = "name it .json, or declare format: json" if number == 1 and line.strip() in "[{" else "mend or delete them"
+                fix = "name it .json, or declare format: json" if number == 1 and line.strip() in "[{" else MEND
                 yield Skip(f":{number}", f"not JSON ({error})", fix=fix)
             else: yield from _numbered(_below({}, value, layout.rows), number)
 
@@ -229,7 +229,7 @@ def _values(column: Any) -> list[Any]:
             below = zip(*map(_values, column.flatten()), strict=True)
             return [dict(zip(fields, values, strict=True)) if there else None for values, there in zip(below, column.is_valid().to_pylist(), strict=True)]
         if len(column) > 1: return [value for place in range(len(column)) for value in _values(column[place:place + 1])]
-        return [Unreadable(f"a value of the type {column.type} that cannot be read")]
+        return [Unreadable(f"a value of the type {column.type} that cannot be read", "leave it out of what is read")]
 
 def _parquet(path: Path, layout: Layout, columns: Columns = all_columns) -> Iterator[Row | Skip]:
     import pyarrow

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .configurations import PrepareConfig
 from .core import Settings, UserError, locate, located, read_json, refuse_unknown, shown_path, write_json
 from .corpus import SPLITS
-from .documents import ReadReport
+from .documents import ReadReport, names_in
 from .download import MissingSource, fetch
 from .filters import EvaluationIndex
 from .normalise import Normalised, normalise
@@ -78,7 +78,7 @@ def refuse_controls(config: PrepareConfig, named: list[Source], settings: Settin
 
 def gather(run: Run, config: PrepareConfig, settings: Settings) -> list[Gathered]:
     "The files of every source, downloaded where needed, in the order of their names."
-    named = [as_source(name, config.name, settings) for name in config.sources]
+    named = [as_source(name, config.name, settings) for name in names_in(config.sources, settings)]
     double = [name for name, n in Counter(source.name for source in named).items() if n > 1]
     if double: raise UserError("sources", f"two are called {double[0]}", "give one a .yaml with a name of its own")
     refuse_controls(config, named, settings)

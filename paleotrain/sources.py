@@ -20,7 +20,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from .core import PhaseConfig, Settings, UserError, locate, located, refuse_unknown, sha256_file
-from .documents import (MAX_BAD_SHARE, PACKED, BadValue, ReadReport, absent, as_text, declare, named_files, opened, refuse_foreign, stem_of,
+from .documents import (MAX_BAD_SHARE, PACKED, BadValue, ReadReport, absent, as_text, named_files, opened, refuse_foreign, stem_of,
                                   suffix_of,
                                   undecodable)
 from .download import MissingSource
@@ -163,7 +163,7 @@ class Record:
 
 def _format(path: Path, source: Source) -> str:
     if kind := source.format or told_format(path): return kind
-    found = "nothing tells what is packed in it" if suffix_of(path) in PACKED else f"{path.suffix!r} is no suffix read here"
+    found = "nothing tells what is packed in it" if suffix_of(path) in PACKED else f"{suffix_of(path)!r} is no suffix read here"
     raise UnknownLayout(path, found, f"read are {READ}; for another declare its format")
 
 # %% ../nbs/01_sources.ipynb #ac1a08e8
@@ -267,7 +267,7 @@ def _read_file(source: Source, path: Path, make: Make[Item], wanted: Wanted, ent
             found = Skip(f":{row['_number']}", f"no column {error.args[0]}")
         except BadValue as error:
             assert isinstance(row, dict)
-            found, fitting = Skip(f":{row['_number']}", str(error), fix=declare(error)), fitting + 1
+            found, fitting = Skip(f":{row['_number']}", str(error), fix=error.fix), fitting + 1
         else: fitting += isinstance(row, dict)
         lines = found.lines if isinstance(found, Skip) else 1
         rows += lines; report.lines += lines
