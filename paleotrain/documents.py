@@ -6,7 +6,7 @@
 __all__ = ['MADE', 'PACKED', 'UNPACK', 'KINDS', 'BOMS', 'MAX_LINE', 'SUFFIXES', 'Paths', 'TWICE', 'JSON', 'TEXT_FIELDS', 'MEND',
            'MAX_BAD_SHARE', 'LONGEST', 'STRETCH', 'HEADING', 'WHOLE', 'PAGE', 'about_text', 'absent', 'suffix_of',
            'stem_of', 'opened', 'refuse_foreign', 'told_encoding', 'encoding_of', 'bounded_lines', 'names_in',
-           'named_files', 'expand', 'Unreadable', 'json_value', 'BadValue', 'as_text', 'Document', 'ReadReport',
+           'named_files', 'expand', 'Unreadable', 'json_value', 'BadValue', 'text_of', 'Document', 'ReadReport',
            'undecodable', 'characters', 'read_lines', 'split_paragraphs', 'split_sections', 'clean_wikitext',
            'is_wikitext', 'is_short', 'read_documents', 'first_document']
 
@@ -262,7 +262,7 @@ def _expand_one(name: str, settings: Settings) -> list[Path]:
     place, files = named_files(name, settings)
     if files == [place]:
         if suffix_of(place) in SUFFIXES: return [place]
-        raise UserError(place, f"'{place.suffix}' is no suffix read here", "turn it into .txt (one book or page) or .jsonl")
+        raise UserError(place, f"'{suffix_of(place)}' is no suffix read here", "turn it into .txt (one book or page) or .jsonl")
     files = [path for path in files if suffix_of(path) in SUFFIXES]
     asked = locate(name, settings)
     if not files and (asked.is_relative_to(settings.corpora) or not (glob.has_magic(name) or asked.exists())): raise absent(name, settings)
@@ -333,7 +333,7 @@ def _no_text(value: Any, name: str) -> BadValue:
     what = "number" if isinstance(value, (int, float, Decimal)) else type(value).__name__
     return BadValue(f"{called} is a {what}, not a text", _in_place(name, name) if isinstance(value, _PLAIN) else MEND)
 
-def as_text(
+def text_of(
     value: Any, # of a column
     name: str = "", # the column's, for the message
     numbers: bool = True, # whether numbers and dates will do: for an id, or where a template names them
@@ -341,7 +341,7 @@ def as_text(
     "A value as text, nothing for null and NaN; `BadValue` for one that is none."
     if isinstance(value, str): return value
     if value is None or value != value: return ""
-    if isinstance(value, list): return "\n\n".join(filter(None, (as_text(item, name, numbers) for item in value)))
+    if isinstance(value, list): return "\n\n".join(filter(None, (text_of(item, name, numbers) for item in value)))
     if isinstance(value, bytes):
         try: return value.decode()
         except UnicodeDecodeError: raise _no_text(value, name) from None
@@ -379,10 +379,10 @@ def _document(line: str, path: Path, number: int) -> Document:
     for name in TEXT_FIELDS:
         value = row.get(name)
         given |= value is not None and value == value # NaN is not given either
-        if text := as_text(value, name, numbers=False): break
+        if text := text_of(value, name, numbers=False): break
     if not given: raise _BadLine(f"no text in fields {', '.join(TEXT_FIELDS)}", *row)
     text = unicodedata.normalize("NFC", text) # one way to write é, for terms and words alike
-    known = {name: value for name in ("doc_id", "pub_id", "title", "source", "licence") if (value := as_text(row.get(name), name))}
+    known = {name: value for name in ("doc_id", "pub_id", "title", "source", "licence") if (value := text_of(row.get(name), name))}
     for name, value in ("text", text), *known.items():
         if re.search("[\0\ud800-\udfff]", value): raise _BadLine(f"{name} holds a NUL or half a surrogate pair")
     return Document(known.pop("doc_id", f"{stem_of(path)}#{number}"), text, known.pop("pub_id", "") or sha256(text), path=str(path), **known)
@@ -443,6 +443,7 @@ def read_lines(
     declared: str | None = None, # its encoding; None: UTF-8
 ) -> Iterator[str]:
     "Lines with their ends, BOM dropped and CRLF folded; longer ones in stretches."
+    refuse_foreign(path, "txt")
     try:
         with characters(path, declared) as file:
             while line := file.readline(STRETCH - 1000):

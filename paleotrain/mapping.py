@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from .core import PhaseConfig
-from .documents import BadValue, Unreadable, as_text
+from .documents import BadValue, Unreadable, text_of
 from .formats import Row, UnknownLayout
 
 # %% ../nbs/01_mapping.ipynb #f450fb13
@@ -31,7 +31,7 @@ def lookup(row: Row | Unreadable | None, name: str) -> Any:
     if isinstance(below, list): return [lookup(item, rest) for part in below for item in (part if isinstance(part, list) else [part])]
     return lookup(below, rest)
 
-shown = as_text # a value as text, with the name of its column for the message
+shown = text_of # a value as text, with the name of its column for the message
 
 # %% ../nbs/01_mapping.ipynb #6b9b9361
 NUMBERED = re.compile(r"^( *)(\d+)\.(?= )", re.M) # a list of choices inside a question's own text

@@ -20,7 +20,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from .core import PhaseConfig, Settings, UserError, locate, located, refuse_unknown, sha256_file
-from .documents import (MAX_BAD_SHARE, PACKED, BadValue, ReadReport, absent, as_text, named_files, opened, refuse_foreign, stem_of,
+from .documents import (MAX_BAD_SHARE, PACKED, BadValue, ReadReport, absent, text_of, named_files, opened, refuse_foreign, stem_of,
                                   suffix_of,
                                   undecodable)
 from .download import MissingSource
@@ -173,7 +173,7 @@ def _texts(source: Source, row: Row) -> list[str]:
     "The texts of one row; `KeyError` where it has the columns of none."
     if source.text is None:
         if not any(name in row for name in TEXTS): raise KeyError("text")
-        given = (as_text(row.get(name), name, numbers=False) for name in TEXTS)
+        given = (text_of(row.get(name), name, numbers=False) for name in TEXTS)
         return [next((text for text in given if text.strip()), "")]
     texts, missing = [], []
     for template in [source.text] if isinstance(source.text, str) else source.text:
