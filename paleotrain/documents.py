@@ -108,16 +108,18 @@ def opened(path: Path) -> BinaryIO:
     "The bytes of a file, unpacked where it is packed."
     with path.open("rb") as file: start = file.read(16)
     for first, unpack in UNPACK:
-        if re.match(first, start): return io.BufferedReader(_Unpacked(path, unpack(path)))
+        if re.match(first, start): return io.BufferedReader(_Unpacked(path, unpack(path)), 1 << 18)
     return path.open("rb")
 
 # %% ../nbs/01_documents.ipynb #64055bed
 KINDS = ((rb"PK\x03\x04", "a zip archive, as .xlsx and .docx are", "save it as CSV or as text, or unpack it", ()),
          (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file, as .xls and .doc are", "save it as CSV or as text", ()),
          (rb"version https://git-lfs", "a pointer of Git LFS and not the file itself", "fetch that, as in: git lfs pull", ()),
+         (rb"/annex/objects/", "a pointer of git-annex and not the file itself", "fetch that, as in: git annex get", ()),
          (rb"%PDF-", "a PDF", "name it .pdf", ("pdf",)), (rb"PAR1", "Parquet", "name it .parquet", ("parquet",)),
          (rb"ARROW1|\xff\xff\xff\xff", "an Arrow file", "save it as Parquet", ()), (rb"\{\\rtf", "RTF", "save it as text", ()),
-         (rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)?<(?:!doctype html|html)\b", "a page of HTML", "name it .html, or fetch the file again", ("html", "xml")),
+         (rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)?<(?:!doctype html|html|head|body|script|meta|title)\b",
+          "a page of HTML", "name it .html, or fetch the file again", ("html", "xml")),
          (rb"(?:\xef\xbb\xbf)?<\?xml\b", "XML", "name it .xml or .html, or fetch the file again", ("html", "xml", "mediawiki")))
 
 def refuse_foreign(
@@ -382,7 +384,7 @@ def _document(line: str, path: Path, number: int) -> Document:
         if text := text_of(value, name, numbers=False): break
     if not given: raise _BadLine(f"no text in fields {', '.join(TEXT_FIELDS)}", *row)
     text = unicodedata.normalize("NFC", text) # one way to write é, for terms and words alike
-    known = {name: value for name in ("doc_id", "pub_id", "title", "source", "licence") if (value := text_of(row.get(name), name))}
+    known = {name: value for name in ("doc_id", "pub_id", "title", "source", "licence") if (value := text_of(row.get(name), name)).strip()}
     for name, value in ("text", text), *known.items():
         if re.search("[\0\ud800-\udfff]", value): raise _BadLine(f"{name} holds a NUL or half a surrogate pair")
     return Document(known.pop("doc_id", f"{stem_of(path)}#{number}"), text, known.pop("pub_id", "") or sha256(text), path=str(path), **known)

@@ -151,6 +151,11 @@ def _worded(value: Any) -> Any:
     if isinstance(value, list): return [_worded(item) if isinstance(item, str) else item for item in value]
     return {"text": value} if isinstance(value, str) else value
 
+def _by_columns(whole: Row) -> bool:
+    "Whether an object is a table written column by column: lists of values, or objects that number them."
+    lists = all(isinstance(value, list) and value and not any(isinstance(item, (dict, list)) for item in value) for value in whole.values())
+    return bool(whole) and (lists or all(isinstance(value, dict) and "0" in value for value in whole.values()))
+
 def _json(path: Path, layout: Layout, columns: Columns = all_columns) -> Iterator[Row | Skip]:
     if _is_lines(path, layout.encoding):
         yield from _jsonl(path, layout)
@@ -166,6 +171,9 @@ def _json(path: Path, layout: Layout, columns: Columns = all_columns) -> Iterato
             if name is not None and count <= MAX_FIELDS: whole[name] = TWICE if name in whole else None if first else value
             reached |= first == name
     except UnicodeDecodeError: raise undecodable(path, layout.encoding or "utf-8") from None
+    if not first and _by_columns(whole):
+        found = f"columns, each with the values of all rows: {', '.join([*whole][:8])}"
+        raise UnknownLayout(path, found, 'write it row by row, as pandas does with orient="records"')
     if not first and count <= MAX_FIELDS and columns(whole): yield whole | {"_number": 1}
     elif whole and not reached:
         listed = next((name for name, value in whole.items() if isinstance(value, list)), next(iter(whole)))

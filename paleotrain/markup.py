@@ -90,8 +90,12 @@ def _columns(element: Any, path: str = "") -> Row:
     row: Row = {f"{path}@{name}": value for name, value in element.attrib.items()}
     children = [child for child in element if isinstance(child.tag, str)]
     if path and (not children or "".join(element.xpath("text()")).strip()): row[path] = "".join(element.itertext())
-    for child in children: row |= _columns(child, f"{path}.{_tag(child)}".lstrip("."))
+    for name, value in ((name, value) for child in children for name, value in _columns(child, f"{path}.{_tag(child)}".lstrip(".")).items()):
+        row[name] = _together(row[name], value) if name in row else value
     return row
+
+def _together(values: Any, more: Any) -> list[Any]: # of several elements of one name: all, in their order
+    return [*(values if isinstance(values, list) else [values]), *(more if isinstance(more, list) else [more])]
 
 # %% ../nbs/01_markup.ipynb #01f1d63d
 def _xml(path: Path, layout: Layout) -> Iterator[Row | Skip]:

@@ -113,7 +113,9 @@ def told_format(path: Path) -> str:
     "The format of a file by its suffix, or a dump of MediaWiki by its beginning; '' for one that is not read."
     kind, bare = SUFFIXES.get(suffix_of(path), ""), suffix_of(path) in PACKED # dump.bz2
     if not bare and kind != "xml": return kind
-    with opened(path) as file: return "mediawiki" if b"<mediawiki" in file.read(4096) else kind
+    try:
+        with opened(path) as file: return "mediawiki" if b"<mediawiki" in file.read(4096) else kind
+    except UserError: return kind # broken: told when it is read
 
 def _named(name: str, settings: Settings) -> list[Path]:
     "The files behind one name; a link that leads out of a folder is refused."
@@ -192,23 +194,27 @@ def examples(
     return [messages for messages in (*(pair(example, row, source.replace) for example in source.sft), spoken) if messages]
 
 # %% ../nbs/01_sources.ipynb #a2327180
+def _given(row: Row, name: str) -> str: # nothing for blanks, which would make one publication of all rows without one
+    value = shown(row.get(name), name)
+    return value if value.strip() else ""
+
 def id_of(source: Source, row: Row) -> str:
     "The id of a row within its source: as the template says, else its doc_id, else `<file>#<number>`."
-    return fill(source.id, row) if source.id else shown(row.get("doc_id"), "doc_id") or f"{row['_file']}#{row['_number']}"
+    return fill(source.id, row) if source.id else _given(row, "doc_id") or f"{row['_file']}#{row['_number']}"
 
 def _records(source: Source, row: Row, path: Path) -> list[Record]:
     "The documents of one row; none where all its texts are empty."
     texts, row_id = _texts(source, row), id_of(source, row)
-    title = fill(source.row_title, row) if source.row_title else shown(row.get("title"), "title")
+    title = fill(source.row_title, row) if source.row_title else _given(row, "title")
     whole = f"{path.parent.name}/{path.name}" if row["_format"] in ("txt", "html", "pdf") else "" # a book is never split
-    publication = fill(source.group, row) if source.group else shown(row.get("pub_id"), "pub_id") or whole
+    publication = fill(source.group, row) if source.group else _given(row, "pub_id") or whole
     chats = tuple(chat for messages in examples(source, row, path) if (chat := answered(messages)))
     records: list[Record] = []
     for count, text in enumerate(texts, 1):
         if not text.strip(): continue
         name = f"{row_id}.{count}" if len(texts) > 1 else row_id
         records.append(Record(f"{source.name}:{name}", text, f"{source.group_prefix or source.name}/{publication or row_id}", title, source.name,
-                              source.domain, shown(row.get("licence"), "licence") or source.licence, str(path), () if records else chats))
+                              source.domain, _given(row, "licence") or source.licence, str(path), () if records else chats))
     return records
 
 # %% ../nbs/01_sources.ipynb #ec089417

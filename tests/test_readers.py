@@ -95,7 +95,7 @@ def test_long_numbers_of_parquet_stay_different_ids(reading):
     (5, "a number, not a text", 'write in a YAML with domain, files and text: "{text}"'), (0.5, "a number, not a text", "write in a YAML"),
     (True, "true, not a text", "write a word"), (["A", False], "false, not a text", "write a word"), (math.inf, "infinite", "mend")])
 def test_a_value_that_is_no_text_is_a_bad_row_in_every_reader(reading, value, found, fix):
-    line = json.dumps({"text": value})
+    line = json.dumps({"text": value, "n": 1})
     for name, data in ("a.jsonl", line), ("a.json", f"[{line}]"), ("a.json", line):
         assert reading.refusal(reading.records, name, data).startswith(f"{name}:1: text is {found}: 1 of 1 rows are broken, more than 1 %; {fix}")
     said = reading.refusal(reading.documents, "a.jsonl", line)
@@ -165,6 +165,9 @@ def test_a_publication_that_is_nan_is_not_given(reading):
     lines = '{"text": "A.", "pub_id": NaN, "title": NaN}\n{"text": "B.", "pub_id": NaN}'
     assert [r.group for r in reading.records("b.jsonl", lines)] == ["own/b#1", "own/b#2"]
     assert len({d.group for d in reading.documents("b.jsonl", lines)}) == 2
+    blanks = '{"text": "A.", "pub_id": " ", "doc_id": "  "}\n{"text": "B.", "pub_id": " ", "doc_id": "\\t"}'
+    assert [r.doc_id for r in reading.records("b.jsonl", blanks)] == ["b:b#1", "b:b#2"]
+    assert len({d.group for d in reading.documents("b.jsonl", blanks)}) == len({r.group for r in reading.records("b.jsonl", blanks)}) == 2
     assert "no document in it: 1 x no text" in reading.refusal(reading.records, "c.jsonl", '{"text": NaN}')
     assert "no text in fields" in reading.refusal(reading.documents, "c.jsonl", '{"text": NaN}')
 
@@ -186,6 +189,8 @@ def test_of_two_fields_with_one_name_none_is_read(reading):
     assert "m.t is the name of two fields" in reading.refusal(reading.records, "a.jsonl", '{"m": {"t": "A", "t": "B"}}', "text: '{m.t}'")
     assert "m.t is the name of two fields" in reading.refusal(reading.records, "a.jsonl", '{"m": {"t": "A"}, "m": {"t": "B"}}', "text: '{m.t}'")
     assert "doc_id is the name of two fields" in reading.refusal(reading.records, "a.csv", "text,doc_id,doc_id\nA,1,2\n")
+    paragraphs = "<a><doc><p>One.</p><p>Two.</p></doc></a>" # of a list of elements each is read
+    assert reading.texts("a.xml", paragraphs, yaml="rows: doc\ntext: '{p}'") == ["One.\n\nTwo."]
     assert reading.texts("a.csv", ",text,,Text\n1,A,2,B\n") == ["A"] # two columns without a name, and one with a capital
     assert reading.texts("a.parquet", pyarrow.table([pyarrow.array(["A"])] * 3, names=["text", "x", "x"])) == ["A"]
 
@@ -231,6 +236,8 @@ def test_json_of_every_shape(reading):
     assert reading.texts("a.json", json.dumps(many), yaml="rows: rows") == both
     assert len(reading.texts("a.json", "\n".join([*lines * 60, '{"text": "Be']))) == 120 and reading.report.bad == 1 # one broken line of lines
     assert "say where the rows lie" in reading.refusal(reading.records, "a.json", json.dumps({"version": 1, "rows": rows}))
+    for by_column in ({"id": [1, 2], "text": both}, {"text": dict(enumerate(both))}):
+        assert "columns, each with the values of all rows" in reading.refusal(reading.records, "a.json", json.dumps(by_column))
     assert "more follows the first object" in reading.refusal(reading.records, "a.json", "\n".join(json.dumps(row, indent=1) for row in rows))
     assert "more follows the first list" in reading.refusal(reading.records, "a.json", json.dumps(rows) * 2)
     assert "name it .json, or declare format: json" in reading.refusal(reading.records, "a.jsonl", json.dumps(rows, indent=1))
