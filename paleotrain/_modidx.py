@@ -484,6 +484,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'paleotrain.documents._document': ('documents.html#_document', 'paleotrain/documents.py'),
                                       'paleotrain.documents._expand_one': ('documents.html#_expand_one', 'paleotrain/documents.py'),
                                       'paleotrain.documents._in_place': ('documents.html#_in_place', 'paleotrain/documents.py'),
+                                      'paleotrain.documents._is_there': ('documents.html#_is_there', 'paleotrain/documents.py'),
                                       'paleotrain.documents._is_utf8': ('documents.html#_is_utf8', 'paleotrain/documents.py'),
                                       'paleotrain.documents._no_text': ('documents.html#_no_text', 'paleotrain/documents.py'),
                                       'paleotrain.documents._object': ('documents.html#_object', 'paleotrain/documents.py'),

@@ -19,6 +19,7 @@ import io
 import json
 import lzma
 import math
+import os
 import re
 import unicodedata
 import zlib
@@ -164,7 +165,7 @@ def encoding_of(
     if not told or told[:6] == name[:6]: return told or name
     against = f", where {declared} is declared" if name != "utf-8" else ""
     mend = "" if told == "utf-8" else f", or save it as UTF-8, as in: iconv -f {told.upper()} -t UTF-8 {path.name} > new{suffix_of(path)}"
-    raise UserError(path, f"{told[:6].upper().rstrip('-')}, by its first bytes{against}", f"declare encoding: {told}{mend}")
+    raise UserError(path, f"{told[:6].upper().rstrip('-')}, by its first bytes{against}", f"declare encoding: {told} in a source file{mend}")
 
 # %% ../nbs/01_documents.ipynb #c872efe7
 MAX_LINE = 16_000_000 # bytes: a longer line is a bad one and never in memory as a whole
@@ -221,13 +222,18 @@ SUFFIXES = (".txt", ".jsonl", ".ndjson") # packed or not
 
 Paths = str | Path | Sequence[str | Path]
 
+def _is_there(name: str, settings: Settings) -> bool:
+    place = Path(name).expanduser()
+    return any(os.path.exists(base / place) for base in (Path.cwd(), settings.root)) # False for a name too long for any file
+
 def names_in(paths: Paths, settings: Settings) -> list[str]:
-    "The names in a list or between `;`, where a file that has a `;` in its own name wins."
+    "The names in a list or between `;`; those that are no file, but are one with the `;` between them, are one name."
     parts = [name.strip() for name in (paths.split(";") if isinstance(paths, str) else map(str, [paths] if isinstance(paths, Path) else paths))]
     names = []
     while parts:
-        joined = ((count, sign.join(parts[:count])) for count in range(len(parts), 1, -1) for sign in (";", "; "))
-        count, name = next((found for found in joined if locate(found[1], settings).exists()), (1, parts[0]))
+        joined = [(count, sign.join(parts[:count])) for count in range(2, min(len(parts), 5) + 1) for sign in (";", "; ")]
+        whole = [] if _is_there(parts[0], settings) else [found for found in joined if _is_there(found[1], settings)]
+        count, name = whole[0] if whole else (1, parts[0])
         names.append(name)
         parts = parts[count:]
     return [name for name in names if name]
@@ -428,7 +434,7 @@ def undecodable(
     try: raw.decode(encoding.removesuffix("-sig"))
     except UnicodeDecodeError as error: start = error.start
     found, name = f"byte {start:,} is not {encoding.removesuffix('-sig').upper()}", path.name
-    return UserError(path, found, f"save it as UTF-8, as in: iconv -f LATIN1 -t UTF-8 {name} > new.txt")
+    return UserError(path, found, f"save it as UTF-8, as in: iconv -f LATIN1 -t UTF-8 {name} > new.txt, with its own encoding for LATIN1")
 
 def characters(
     path: Path, # a text, packed or not

@@ -211,9 +211,10 @@ def test_every_text_format_is_read_in_the_encoding_that_is_declared(reading, enc
 def test_an_encoding_that_is_not_declared_is_told_in_every_format(reading, encoding):
     texts = {"a.tsv": "id\ttext\n1\tBed.\n", "a.csv": "id,text\n1,三叶虫是一类已经灭绝的海洋节肢动物。\n", "a.jsonl": '{"text": "Bed."}',
              "a.json": '[{"text": "Bed."}]', "a.txt": "Bed by bed."}
-    told = f"{encoding[:6].upper()}, by its first bytes; declare encoding: {encoding}, or save it as UTF-8, as in: iconv -f {encoding.upper()} "
+    told = f"{encoding[:6].upper()}, by its first bytes; declare encoding: {encoding} in a source file, or save it as UTF-8, as in: iconv -f "
     for name, text in texts.items(): assert reading.refusal(reading.records, name, text.encode(encoding)).startswith(f"{name}: {told}")
-    for name in ("a.jsonl", "a.txt"): assert reading.refusal(reading.documents, name, texts[name].encode(encoding)).startswith(f"{name}: {told}")
+    for name in ("a.jsonl", "a.txt"):
+        assert reading.refusal(reading.documents, name, texts[name].encode(encoding)).startswith(f"{name}: {told}")
 
 
 def test_an_encoding_that_cannot_be_right_is_refused(reading):
@@ -357,6 +358,9 @@ def test_names_with_brackets_blanks_and_semicolons_are_files(reading):
     for name, files in wanted.items():
         assert [path.name for path in expand(f"{reading.folder}/{name}", SETTINGS)] == files, name
         assert [path.name for path in source_files(plain_source(f"{reading.folder}/{name}", "own", SETTINGS), SETTINGS)] == files, name
+    many = [str(reading.write(f"many/{'n' * 200}{i}.txt", "Bed.")) for i in range(100)] # together too long for any name
+    assert len(expand(many, SETTINGS)) == len(expand(";".join(many), SETTINGS)) == 100
+    with pytest.raises(UserError, match="no such file"): expand([f"{many[0]}.gone", *many], SETTINGS)
     both = f"{reading.folder}/papers [2021]/b; c.jsonl; {reading.folder}/p{{1}}"
     for names in (both, [part.strip() for part in both.split(";")]): assert [path.name for path in expand(names, SETTINGS)] == ["b; c.jsonl", "x y.txt"]
 
