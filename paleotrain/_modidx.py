@@ -739,6 +739,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'paleotrain.formats._by_columns': ('formats.html#_by_columns', 'paleotrain/formats.py'),
                                     'paleotrain.formats._csv': ('formats.html#_csv', 'paleotrain/formats.py'),
                                     'paleotrain.formats._faulty': ('formats.html#_faulty', 'paleotrain/formats.py'),
+                                    'paleotrain.formats._header': ('formats.html#_header', 'paleotrain/formats.py'),
                                     'paleotrain.formats._is_lines': ('formats.html#_is_lines', 'paleotrain/formats.py'),
                                     'paleotrain.formats._json': ('formats.html#_json', 'paleotrain/formats.py'),
                                     'paleotrain.formats._jsonl': ('formats.html#_jsonl', 'paleotrain/formats.py'),

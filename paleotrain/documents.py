@@ -148,6 +148,7 @@ def told_encoding(start: bytes) -> str:
     fours = len(start) // 4
     nuls = [start[place:4 * fours:4].count(0) for place in range(4)]
     even, odd = nuls[0] + nuls[2], nuls[1] + nuls[3]
+    if even + odd == 4 * fours: return "" # nothing but NUL: what a machine left that went down
     if fours and nuls[3] == fours and nuls[2] > fours / 2: return "utf-32-le"
     if fours and nuls[0] == fours and nuls[1] > fours / 2: return "utf-32-be"
     if max(even, odd) <= max(1, 2 * min(even, odd)): return "" # none, one, or strewn; U+4E00, one of the commonest, has a NUL on the other side

@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -126,7 +127,8 @@ def _members(path: Path, encoding: str | None = None) -> Iterator[tuple[str | No
                     name, start = decode(text, start)
                     start = _after(text, start, " \t\r\n:")
                 value, end = decode(text, start)
-                if end == len(text): raise ValueError("unfinished") # 12 may be the beginning of 123
+                if end == len(text) or isinstance(value, (int, float, Decimal)) and text[end] not in " \t\r\n,]}":
+                    raise ValueError("unfinished") # 12 may be the beginning of 123, or of 12.5
             except (ValueError, RecursionError) as error:
                 more = file.read(max(CHUNK, len(text) - at)) if len(text) - at < MAX_MEMBER else ""
                 if not more: raise BrokenFile(path, f"not JSON after {count:,} rows ({error})", "mend it, or fetch it again if it is cut off") from None
@@ -187,6 +189,15 @@ def _odd_quotes(lines: list[str], error: csv.Error) -> str:
     if "new-line" in str(error): return "its lines end in a carriage return alone: save it with line feeds"
     return 'declare quote: false where " is a character like any other; else close it, and write "" for one in a text'
 
+def _header(reader: Iterator[list[str]], delimiter: str, path: Path, taken: list[tuple[int, str]]) -> list[str]:
+    "The names of the columns; an error that says what to declare where there is but one, or none can be made out."
+    try: header = next(filter(None, reader), [])
+    except csv.Error as error:
+        raise BrokenFile(path, f"not CSV in its first line ({error})", _odd_quotes([line for _, line in taken], error)) from None
+    if len(header) == 1 and (likely := max(",;\t|", key=header[0].count)) in header[0]:
+        raise UnknownLayout(path, f"only one column with the delimiter {delimiter!r}: {header[0][:60]!r}", f"declare delimiter: {json.dumps(likely)}")
+    return header
+
 def _csv(path: Path, layout: Layout, columns: Columns = all_columns) -> Iterator[Row | Skip]:
     delimiter = layout.delimiter or ("\t" if "tsv" in (layout.format, suffix_of(path)[1:]) else ",")
     spoiled: list[Skip] = [] # lines that never reach the csv module
@@ -200,11 +211,7 @@ def _csv(path: Path, layout: Layout, columns: Columns = all_columns) -> Iterator
 
     csv.field_size_limit(MAX_LINE)
     reader = csv.reader(sound(), delimiter=delimiter, strict=True, escapechar=layout.escape, quoting=csv.QUOTE_MINIMAL if layout.quote else csv.QUOTE_NONE)
-    try: header = next(reader, [])
-    except csv.Error as error:
-        raise BrokenFile(path, f"not CSV in its first line ({error})", _odd_quotes([line for _, line in taken], error)) from None
-    if len(header) == 1 and (likely := max(",;\t|", key=header[0].count)) in header[0]:
-        raise UnknownLayout(path, f"only one column with the delimiter {delimiter!r}: {header[0][:60]!r}", f"declare delimiter: {json.dumps(likely)}")
+    header = _header(reader, delimiter, path, taken)
     doubled = {name: TWICE for name, times in Counter(header).items() if times > 1}
     named = f"the first line names the columns, and it is {', '.join(header)[:80]!r}"
     bare = True
