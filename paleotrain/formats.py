@@ -243,6 +243,9 @@ def _values(column: Any) -> list[Any]:
             fields = [field.name for field in column.type]
             below = zip(*map(_values, column.flatten()), strict=True)
             return [dict(zip(fields, values, strict=True)) if there else None for values, there in zip(below, column.is_valid().to_pylist(), strict=True)]
+        if pyarrow.types.is_list(column.type) or pyarrow.types.is_large_list(column.type):
+            inner = iter(_values(column.flatten()))
+            return [None if size is None else [next(inner) for _ in range(size)] for size in column.value_lengths().to_pylist()]
         if len(column) > 1: return [value for place in range(len(column)) for value in _values(column[place:place + 1])]
         return [Unreadable(f"a value of the type {column.type} that cannot be read", "leave it out of what is read")]
 

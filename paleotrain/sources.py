@@ -105,9 +105,8 @@ def plain_source(
     return _declared(path, {"name": name, "domain": domain, "title": str(path), "files": [str(path)], "group_prefix": domain})
 
 # %% ../nbs/01_sources.ipynb #d06252e6
-SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".txt": "txt", ".html": "html",
-            ".htm": "html",
-            ".pdf": "pdf", ".xml": "xml"} # packed or not
+SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".txt": "txt",
+            ".html": "html", ".htm": "html", ".pdf": "pdf", ".xml": "xml"} # packed or not
 
 def told_format(path: Path) -> str:
     "The format of a file by its suffix, or a dump of MediaWiki by its beginning; '' for one that is not read."
@@ -299,20 +298,24 @@ def _names(source: Source, missing: bool = False) -> set[str]:
     "Columns the templates name; those too that may be missing, where asked."
     return {f"{inside}{name}" for template, inside in _templates(source) for name in named(template, missing)}
 
-def _holding(found: Collection[str], name: str) -> str | None:
-    "The column of a table that a name leads to: itself, or the object it lies in."
-    return next((column for column in found if name == column or name.startswith(f"{column}.")), None)
+def _leads(column: str, name: str) -> bool: # a column holds what is named: itself, or a field of an object in it
+    return name == column or name.startswith(f"{column}.")
+
+def _there(names: set[str], found: Collection[str]) -> bool:
+    "Whether a table has all columns that are named; those that begin with _ every row has."
+    return all(any(_leads(column, name) for column in found) for name in names if not name.startswith("_"))
 
 def all_wanted(source: Source, found: Collection[str]) -> list[str] | None:
-    "All columns, where a template names one, or one is known to hold a text or a conversation."
-    return list(found) if any(_holding(found, name) for name in _names(source)) else all_columns(found)
+    "All columns, where the templates name one, or one is known to hold a text or a conversation."
+    return list(found) if any(_leads(column, name) for name in _names(source) for column in found) else all_columns(found)
 
 def text_wanted(source: Source, found: Collection[str]) -> list[str] | None:
-    "The columns of a document, where all that the templates name are there and there is a text."
-    names = _names(source, missing=True) | (set() if source.text else set(TEXTS)) | {"doc_id", "pub_id", "title", "licence"}
-    needed = {name for name in _names(source) if not name.startswith("_")}
-    whole = all(_holding(found, name) for name in needed) and (source.text or any(name in found for name in TEXTS))
-    return [column for column in found if any(name == column or name.startswith(f"{column}.") for name in names)] if whole else None
+    "The columns that a document is made of; all, where one that is named is missing and has to be told; None where there is no text."
+    texts = [source.text] if isinstance(source.text, str) else source.text or [f"{{{name}}}" for name in TEXTS]
+    if not any(_there(named(text), found) for text in texts): return None
+    if not _there(_names(source), found): return list(found)
+    names = {*_names(source, missing=True), *(name for text in texts for name in named(text)), "doc_id", "pub_id", "title", "licence"}
+    return [column for column in found if any(_leads(column, name) for name in names)]
 
 def read_rows(
     source: Source, # as `read_source` or `plain_source` gives it

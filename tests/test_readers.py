@@ -232,6 +232,9 @@ def test_json_of_every_shape(reading):
     assert reading.texts("a.json", "\n".join(lines)) == reading.texts("a.json", "\r\n\r\n".join(lines)) == both # lines
     assert reading.texts("a.json", lines[0]) == reading.texts("a.json", json.dumps(rows[0], indent=2)) == both[:1] # the row itself
     assert reading.texts("a.json", json.dumps({"doc": {"body": "Bed."}}, indent=1), yaml="text: '{doc.body}'") == ["Bed."]
+    kinds = "text: ['{q} {a}', '{term}: {means}']\nsft: [{user: '{q}', assistant: '{a}'}]"
+    assert reading.refusal(reading.records, "a.json", '{"term": "ash", "means": "dust"}', kinds).startswith("s.yaml: no row has a, q")
+    assert reading.texts("a.json", '{"term": "ash", "means": "dust", "q": "Q?", "a": "A."}', yaml=kinds) == ["Q? A.", "ash: dust"]
     assert reading.texts("a.json", json.dumps(both)) == reading.texts("a.json", json.dumps(dict(enumerate(both))), yaml="rows: '*'") == both # texts
     many = {f"field {i}": i for i in range(1200)} | {"rows": rows}
     assert reading.texts("a.json", json.dumps(many), yaml="rows: rows") == both
@@ -335,6 +338,9 @@ def test_a_date_that_python_has_not_harms_nobody(reading):
     deep = table(doc=pyarrow.StructArray.from_arrays([odd, pyarrow.array(["A.", "B."])], ["day", "body"]))
     assert reading.texts("a.parquet", deep, yaml="text: '{doc.body}'") == ["A.", "B."]
     assert reading.chats("c.parquet", table(messages=[CHAT["messages"]] * 2, day=odd)) == SAID * 2
+    roles, texts = pyarrow.array(["user", "assistant"]), pyarrow.array(SAID[0])
+    turns = pyarrow.ListArray.from_arrays([0, 2], pyarrow.StructArray.from_arrays([roles, texts, odd], ["role", "content", "day"]))
+    assert reading.chats("d.parquet", table(messages=turns)) == SAID
     said = reading.refusal(reading.records, "a.parquet", table(text=["A.", "B."], day=odd), "text: '{text} {day}'")
     assert "a.parquet:1: day is a value of the type date32" in said
 
