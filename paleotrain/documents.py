@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MADE', 'PACKED', 'UNPACK', 'KINDS', 'BOMS', 'MAX_LINE', 'SUFFIXES', 'Paths', 'TWICE', 'JSON', 'TEXT_FIELDS', 'MEND',
            'MAX_BAD_SHARE', 'LONGEST', 'STRETCH', 'HEADING', 'WHOLE', 'PAGE', 'about_text', 'absent', 'suffix_of',
-           'stem_of', 'opened', 'refuse_foreign', 'told_encoding', 'encoding_of', 'bounded_lines', 'names_in',
+           'stem_of', 'opened', 'refuse_foreign', 'marked_encoding', 'encoding_of', 'bounded_lines', 'names_in',
            'named_files', 'expand', 'Unreadable', 'json_value', 'BadValue', 'text_of', 'Document', 'ReadReport',
            'undecodable', 'characters', 'read_lines', 'split_paragraphs', 'split_sections', 'clean_wikitext',
            'is_wikitext', 'is_short', 'read_documents', 'first_document']
@@ -141,7 +141,7 @@ def _is_utf8(start: bytes) -> bool:
     except UnicodeDecodeError: return False
     return True
 
-def told_encoding(start: bytes) -> str:
+def marked_encoding(start: bytes) -> str:
     "The encoding that the beginning of a file tells by a BOM, or by NUL bytes in every second or fourth place; '' where it tells none."
     for mark, name in BOMS:
         if start.startswith(mark): return name
@@ -161,12 +161,12 @@ def encoding_of(
 ) -> str:
     "The encoding to read a file in; `UserError` where its beginning tells another one."
     with opened(path) as file: start = file.read(4096)
-    name, told = codecs.lookup(declared or "utf-8").name.removesuffix("-sig"), told_encoding(start)
-    if not told and name.startswith(("utf-16", "utf-32")) and start and _is_utf8(start): told = "utf-8"
-    if not told or told[:6] == name[:6]: return told or name
+    name, marked = codecs.lookup(declared or "utf-8").name.removesuffix("-sig"), marked_encoding(start)
+    if not marked and name.startswith(("utf-16", "utf-32")) and start and _is_utf8(start): marked = "utf-8"
+    if not marked or marked[:6] == name[:6]: return marked or name
     against = f", where {declared} is declared" if name != "utf-8" else ""
-    mend = "" if told == "utf-8" else f", or save it as UTF-8, as in: iconv -f {told.upper()} -t UTF-8 {path.name} > new{suffix_of(path)}"
-    raise UserError(path, f"{told[:6].upper().rstrip('-')}, by its first bytes{against}", f"declare encoding: {told} in a source file{mend}")
+    mend = "" if marked == "utf-8" else f", or save it as UTF-8, as in: iconv -f {marked.upper()} -t UTF-8 {path.name} > new{suffix_of(path)}"
+    raise UserError(path, f"{marked[:6].upper().rstrip('-')}, by its first bytes{against}", f"declare encoding: {marked} in a source file{mend}")
 
 # %% ../nbs/01_documents.ipynb #c872efe7
 MAX_LINE = 16_000_000 # bytes: a longer line is a bad one and never in memory as a whole

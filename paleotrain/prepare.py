@@ -29,7 +29,7 @@ from .filters import EvaluationIndex
 from .normalise import Normalised, normalise
 from .runs import Run, derive_status, finish, promise, refuse_changed, write_table
 from .templates import plain_chats
-from .sources import Record, Source, plain_source, read_records, read_source, source_files, sources, told_format
+from .sources import Record, Source, plain_source, read_records, read_source, source_files, sources, format_of
 from .store import Doc, Ledger, Store, as_document, beginning, filtering, normalising
 from .unique import OVERLAP, Apart, Sorted, cap_sources, compare_sides, draw_splits, find_copies, leave_overlaps, split_groups
 
@@ -63,7 +63,7 @@ def located_files(run: Run, config: PrepareConfig, source: Source, settings: Set
         run.warn(f"{source.name} is missing and was left out: {error}")
         return None
     folders = [place for name in located(source.files, settings) or [] if (place := locate(name, settings)).is_dir()]
-    unread = Counter(path.suffix or path.name for folder in folders for path in folder.rglob("[!.]*") if path.is_file() and not told_format(path))
+    unread = Counter(path.suffix or path.name for folder in folders for path in folder.rglob("[!.]*") if path.is_file() and not format_of(path))
     if unread: run.warn(f"{source.name}: files of a kind that is not read were left alone: {', '.join(f'{n} {kind}' for kind, n in sorted(unread.items()))}")
     return files
 

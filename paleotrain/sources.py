@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'READ', 'TEXTS', 'Item', 'Make', 'Wanted', 'Download', 'Source', 'sources', 'read_source', 'plain_source',
-           'told_format', 'how_to_get', 'source_files', 'Record', 'examples', 'id_of', 'unwritable', 'all_wanted',
+           'format_of', 'how_to_get', 'source_files', 'Record', 'examples', 'id_of', 'unwritable', 'all_wanted',
            'text_wanted', 'read_rows', 'read_records']
 
 # %% ../nbs/01_sources.ipynb #1620315c
@@ -108,7 +108,7 @@ def plain_source(
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".txt": "txt",
             ".html": "html", ".htm": "html", ".pdf": "pdf", ".xml": "xml"} # packed or not
 
-def told_format(path: Path) -> str:
+def format_of(path: Path) -> str:
     "The format of a file by its suffix, or a dump of MediaWiki by its beginning; '' for one that is not read."
     kind, bare = SUFFIXES.get(suffix_of(path), ""), suffix_of(path) in PACKED # dump.bz2
     if not bare and kind != "xml": return kind
@@ -120,7 +120,7 @@ def _named(name: str, settings: Settings) -> list[Path]:
     "The files behind one name; a link that leads out of a folder is refused."
     base, files = named_files(name, settings)
     if files == [base]: return files
-    files = [path for path in files if told_format(path)]
+    files = [path for path in files if format_of(path)]
     for path in files:
         if not path.resolve().is_relative_to(base.resolve()):
             raise UserError(path, f"a link that leads out of {base}, to {path.resolve()}", "name that file itself, or take the link away")
@@ -163,7 +163,7 @@ class Record:
     sft: tuple[tuple[dict[str, str], ...], ...] = () # each a tuple of {"role", "content"} messages
 
 def _format(path: Path, source: Source) -> str:
-    if kind := source.format or told_format(path): return kind
+    if kind := source.format or format_of(path): return kind
     found = "nothing tells what is packed in it" if suffix_of(path) in PACKED else f"{suffix_of(path)!r} is no suffix read here"
     raise UnknownLayout(path, found, f"read are {READ}; for another declare its format")
 
