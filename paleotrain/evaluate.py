@@ -25,7 +25,7 @@ from .configurations import EvaluateConfig, Sampling
 from .core import Settings, UserError, located, read_json, sha256, sha256_file, shown_path, stable_fraction, write_json
 from .corpus import count_words, counted_so, unspaced_words
 from .dapt import trained_on
-from .documents import Document, ReadReport, expand, read_documents, read_lines
+from .documents import Document, ReadReport, expand, read_documents, read_lines, suffix_of
 from .evaluation import claim, judged, write_samples
 from .generate import sample_statistics
 from .judge import Judged, counted, openings, sample_rows, score_rows, set_figure, set_unknown, unit_rows, xz_bits
@@ -50,7 +50,7 @@ class EvaluateData:
 def as_it_stands(place: Path, files: Sequence[Path]) -> bool:
     "Whether the model was trained on the lines of plain text as they stand (split by position), so that such files are read likewise."
     manifest: dict[str, Any] = next((read_json(p) for p in (place / "manifest.json", place.parent / "manifest.json") if p.is_file()), {})
-    return manifest.get("config", {}).get("split", {}).get("value") == "position" and all(path.suffix.lower() == ".txt" for path in files)
+    return manifest.get("config", {}).get("split", {}).get("value") == "position" and all(suffix_of(path) == ".txt" for path in files)
 
 def raw_texts(files: Sequence[Path], settings: Settings) -> tuple[list[tuple[str, str]], list[dict[str, Any]], str, int]:
     "The same for plain text as it stands in its files, line ends and all."

@@ -19,7 +19,7 @@ from .configurations import CONFIGURATIONS, Controls, DaptConfig, EvaluateConfig
 from .conversations import read_conversations
 from .core import PhaseConfig, RUN_PARAMETERS, Settings, UserError, locate, located, read_json, refuse_unknown
 from .corpus import read_terms
-from .documents import ReadReport, expand, first_document
+from .documents import ReadReport, expand, first_document, names_in
 from .download import from_environment
 from .instructions import read_items
 from .locate import base_path, check_base, domain_names, model_folder
@@ -58,7 +58,7 @@ def look_at_model(config: Any, settings: Settings) -> None:
 
 def look_at_sources(config: Any, settings: Settings) -> None:
     "What `prepare` reads: names of sources, and the files of those that are not downloaded."
-    named = [as_source(name, config.name, settings) for name in config.sources]
+    named = [as_source(name, config.name, settings) for name in names_in(config.sources, settings)]
     refuse_controls(config, named, settings)
     for source in named:
         if not (source.download or source.only_when or config.allow_missing_data): source_files(source, settings)

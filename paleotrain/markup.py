@@ -7,9 +7,9 @@ __all__ = ['HASH', 'HALVES', 'NAMED', 'MARKUP', 'raised', 'lowered', 'level', 'd
            'decode_page', 'plain_formula', 'no_words', 'wiki_text', 'plain_markup']
 
 # %% ../nbs/01_markup.ipynb #9e35bcac
-import bz2
 import codecs
 import html
+import io
 import logging
 import math
 import re
@@ -26,21 +26,21 @@ from xml.etree.ElementTree import ParseError
 
 import webencodings
 
-from .documents import MAX_BAD_SHARE, PAGE, WHOLE, clean_wikitext, is_wikitext, read_lines, split_paragraphs, split_sections
+from .documents import MAX_BAD_SHARE, PAGE, characters, clean_wikitext, is_short, is_wikitext, opened, read_lines, split_paragraphs, split_sections
 from .formats import BrokenFile, Layout, Row, Skip, UnknownLayout
 
 # %% ../nbs/01_markup.ipynb #5c63de2c
 HASH = re.compile(r"# (?=\S)") # a heading of the first rank in Markdown
 
 def _txt(path: Path, layout: Layout) -> Iterator[Row | Skip]:
-    paragraphs = split_paragraphs(read_lines(path, layout.encoding or "utf-8-sig"))
-    with path.open(encoding=layout.encoding or "utf-8-sig", errors="replace") as file: start = file.read(4096).lstrip()
+    paragraphs = split_paragraphs(read_lines(path, layout.encoding))
+    with characters(path, layout.encoding, errors="replace") as file: start = file.read(4096).lstrip()
     pieces: Iterable[tuple[str, str]]
-    if is_wikitext(path):
+    if is_wikitext(path, layout.encoding):
         pages = split_sections(paragraphs, PAGE, shortest=1, longest=math.inf)
         pieces = ((clean_wikitext(title), clean_wikitext(page)) for title, page in pages)
     elif HASH.match(start): pieces = ((title.removeprefix("# "), text) for title, text in split_sections(paragraphs, HASH, shortest=1))
-    elif path.stat().st_size <= WHOLE: pieces = [("", "".join(paragraphs))]
+    elif is_short(path, layout.encoding): pieces = [("", "".join(paragraphs))]
     else: pieces = split_sections(paragraphs)
     for number, (title, text) in enumerate(((title, text) for title, text in pieces if text.strip()), 1):
         yield {"title": title, "text": text, "_number": number}
@@ -216,7 +216,8 @@ def decode_page(
 # %% ../nbs/01_markup.ipynb #a88c31a3
 def _html(path: Path, layout: Layout) -> Iterator[Row | Skip]:
     import trafilatura
-    page, note = decode_page(path, path.read_bytes(), layout.encoding)
+    with opened(path) as file: raw = file.read()
+    page, note = decode_page(path, raw, layout.encoding)
     page = HALVES.sub(decode_halves, page)
     title = re.search(r"<title[^>]*>(.*?)</title", page, re.S | re.I)
     if note: yield note
@@ -234,7 +235,7 @@ def _pdf(path: Path, layout: Layout) -> Iterator[Row | Skip]:
     import pypdf
     logging.getLogger("pypdf").setLevel(logging.ERROR) # it warns of every small fault it has mended
     try:
-        reader = pypdf.PdfReader(path)
+        with opened(path) as file: reader = pypdf.PdfReader(io.BytesIO(file.read()))
         if reader.is_encrypted and not reader.decrypt(""): raise BrokenFile(path, "encrypted with a password", "save a copy without one, or take it out")
         pages = [page.extract_text() for page in reader.pages]
         title = reader.metadata.title if reader.metadata else None
@@ -269,8 +270,12 @@ def _columns(element: Any, path: str = "") -> Row:
     row: Row = {f"{path}@{name}": value for name, value in element.attrib.items()}
     children = [child for child in element if isinstance(child.tag, str)]
     if path and (not children or "".join(element.xpath("text()")).strip()): row[path] = "".join(element.itertext())
-    for child in children: row |= _columns(child, f"{path}.{_tag(child)}".lstrip("."))
+    for name, value in ((name, value) for child in children for name, value in _columns(child, f"{path}.{_tag(child)}".lstrip(".")).items()):
+        row[name] = _together(row[name], value) if name in row else value
     return row
+
+def _together(values: Any, more: Any) -> list[Any]: # of several elements of one name: all, in their order
+    return [*(values if isinstance(values, list) else [values]), *(more if isinstance(more, list) else [more])]
 
 # %% ../nbs/01_markup.ipynb #01f1d63d
 def _xml(path: Path, layout: Layout) -> Iterator[Row | Skip]:
@@ -279,7 +284,7 @@ def _xml(path: Path, layout: Layout) -> Iterator[Row | Skip]:
     number, seen = 0, dict[str, None]()
     above: list[_Open] = []
     try:
-        for event, element in etree.iterparse(str(path), ("start", "end"), resolve_entities=False, no_network=True, load_dtd=False):
+        for event, element in etree.iterparse(opened(path), ("start", "end"), resolve_entities=False, no_network=True, load_dtd=False):
             if event == "start":
                 above.append(_Open(tag := _tag(element), {f"{tag}@{name}": value for name, value in element.attrib.items()}))
                 continue
@@ -537,7 +542,7 @@ def _mediawiki(path: Path, layout: Layout) -> Iterator[Row | Skip]:
     met: Counter[str] = Counter()
     pages = 0
     try:
-        with bz2.open(path) if path.suffix == ".bz2" else path.open("rb") as file:
+        with opened(path) as file:
             dump = mwxml.Dump.from_file(file)
             no_word = no_words(space.name for space in dump.site_info.namespaces or [] if space.id in (-2, 6, 14))
             for page in dump:

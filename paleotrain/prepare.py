@@ -23,13 +23,13 @@ from tqdm import tqdm
 from .configurations import PrepareConfig
 from .core import Settings, UserError, locate, located, read_json, refuse_unknown, shown_path, write_json
 from .corpus import SPLITS
-from .documents import ReadReport
+from .documents import ReadReport, names_in
 from .download import MissingSource, fetch
 from .filters import EvaluationIndex
 from .normalise import Normalised, normalise
 from .runs import Run, derive_status, finish, promise, refuse_changed, write_table
 from .templates import plain_chats
-from .sources import SUFFIXES, Record, Source, plain_source, read_records, read_source, source_files, sources
+from .sources import Record, Source, plain_source, read_records, read_source, source_files, sources, format_of
 from .store import Doc, Ledger, Store, as_document, beginning, filtering, normalising
 from .unique import OVERLAP, Apart, Sorted, cap_sources, compare_sides, draw_splits, find_copies, leave_overlaps, split_groups
 
@@ -63,7 +63,7 @@ def located_files(run: Run, config: PrepareConfig, source: Source, settings: Set
         run.warn(f"{source.name} is missing and was left out: {error}")
         return None
     folders = [place for name in located(source.files, settings) or [] if (place := locate(name, settings)).is_dir()]
-    unread = Counter(path.suffix or path.name for folder in folders for path in folder.rglob("[!.]*") if path.is_file() and path.suffix.lower() not in SUFFIXES)
+    unread = Counter(path.suffix or path.name for folder in folders for path in folder.rglob("[!.]*") if path.is_file() and not format_of(path))
     if unread: run.warn(f"{source.name}: files of a kind that is not read were left alone: {', '.join(f'{n} {kind}' for kind, n in sorted(unread.items()))}")
     return files
 
@@ -78,7 +78,7 @@ def refuse_controls(config: PrepareConfig, named: list[Source], settings: Settin
 
 def gather(run: Run, config: PrepareConfig, settings: Settings) -> list[Gathered]:
     "The files of every source, downloaded where needed, in the order of their names."
-    named = [as_source(name, config.name, settings) for name in config.sources]
+    named = [as_source(name, config.name, settings) for name in names_in(config.sources, settings)]
     double = [name for name, n in Counter(source.name for source in named).items() if n > 1]
     if double: raise UserError("sources", f"two are called {double[0]}", "give one a .yaml with a name of its own")
     refuse_controls(config, named, settings)

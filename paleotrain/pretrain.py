@@ -12,7 +12,7 @@ from typing import Any
 
 from .configurations import PretrainConfig
 from .core import Settings, located
-from .documents import expand
+from .documents import expand, suffix_of
 from .runs import Run
 from .starting import frozen
 
@@ -30,7 +30,7 @@ def suits(
     context, rows, most = (256, 64, 10_000) if gpu else (128, 32, 1000)
     steps = steps or round(min(most, max(100, 20 * size / letters / (context * rows))))
     every = max(1, steps // 10)
-    single = len(files) == 1 and files[0].suffix.lower() == ".txt"
+    single = len(files) == 1 and suffix_of(files[0]) == ".txt"
     return {"family": "llama", "parameters": parameters, "tokenizer": tokenizer, "vocab_size": vocabulary, "split": "position" if single else "document",
             "validation_fraction": 0.1, "test_fraction": 0.1, "max_seq_length": context, "per_device_train_batch_size": rows,
             "gradient_accumulation_steps": 1, "learning_rate": 2e-3, "lr_scheduler_type": "cosine", "min_lr_ratio": 0.1, "weight_decay": 0.1,

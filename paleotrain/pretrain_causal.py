@@ -24,7 +24,7 @@ from .configurations import PretrainConfig, Sampling, parse_size
 from .core import Settings, UserError, locate, located, read_json, set_seed, sha256, sha256_file, shown_path, stable_fraction, write_json
 from .corpus import SPLITS, WORDS, count_words, load_splits
 from .dapt import check_parent_text
-from .documents import Document, expand
+from .documents import Document, expand, stem_of
 from .evaluation import batch_tokens, claim, export_model, sample_documents, set_claim, write_samples
 from .generate import prompt_ids, reading_limit
 from .judge import Judged, openings, sample_rows, score_rows, set_figure, set_unknown, unigram_of, unit_rows, xz_bits
@@ -63,7 +63,7 @@ def _by_position(run: Run, config: PretrainConfig, settings: Settings) -> Causal
                "splits": splits} for path in files]
     shares = f"the last {config.validation_fraction:.0%} validation"
     shares += f" before {config.test_fraction:.0%} test" if config.test_fraction else ", no test split"
-    names = dict(zip(files, _named([path.stem for path in files]), strict=True))
+    names = dict(zip(files, _named([stem_of(path) for path in files]), strict=True))
     texts = {split: [(names[path], part[split]) for path, part in parts.items() if part[split]] for split in SPLITS}
     describe(run, config, inputs, texts, f"By position in each file: {shares}, the rest training but for a gap of {gap:,} characters.",
              "The splits are apart by one context and more.", "stretch of text")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .batches import Key, tokenizer_hash
 from .core import UserError, sha256
-from .documents import read_lines
+from .documents import read_lines, suffix_of
 
 # %% ../nbs/04_stream.ipynb #9be01ce3
 def position_splits(
@@ -28,7 +28,7 @@ def position_splits(
     gap: int, # characters left out before validation and before test
 ) -> dict[str, str]:
     "The text of each split of one file, in the order training, validation, test."
-    if path.suffix.lower() != ".txt": raise UserError(path, "split by position is for plain text", "use split 'document' for documents, or name a .txt")
+    if suffix_of(path) != ".txt": raise UserError(path, "split by position is for plain text", "use split 'document' for documents, or name a .txt")
     text = "".join(read_lines(path))
     total = len(text)
     test = total - int(total * test_fraction)

@@ -7,7 +7,7 @@ __all__ = ['LOOP', 'prompts_of', 'read_prompts', 'prepare', 'chats', 'asked_ids'
            'statistics_row', 'conclude']
 
 # %% ../nbs/11_write.ipynb #00f487db
-import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +19,7 @@ from .causal import load_causal
 from .chat import answer_frame, closing_token, end_tokens, freeze_date, has_chat, render, require_chat
 from .configurations import GenerateConfig, Sampling
 from .core import Settings, UserError, locate, read_json, sha256_file, shown_path, write_json
+from .documents import json_value
 from .evaluation import claim, set_claim, write_samples
 from .generate import Generated, generate, prompt_ids, reading_limit, refuse_long, sample_statistics
 from .locate import model_folder
@@ -36,10 +37,11 @@ def prompts_of(path: Path) -> list[str]:
     found = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip(): continue
-        try: value = json.loads(line)
+        try: value = json_value(line)
         except ValueError: raise UserError(f"{path}:{number}", "not JSON", 'write one object a line, as in {"prompt": "Once"}') from None
         if not isinstance(value, dict) or not isinstance(value.get("prompt"), str) or not value["prompt"]:
             raise UserError(f"{path}:{number}", "no text in a field prompt", 'write one object a line, as in {"prompt": "Once"}')
+        if re.search("[\0\ud800-\udfff]", value["prompt"]): raise UserError(f"{path}:{number}", "a NUL or half a surrogate pair", "take it out")
         found.append(value["prompt"])
     return found
 
