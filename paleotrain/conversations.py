@@ -17,7 +17,7 @@ from typing import Any
 
 from .chat import Message, check_messages
 from .core import Settings, UserError, atomic_file, locate
-from .documents import ReadReport
+from .documents import ReadReport, stem_of, suffix_of
 from .formats import Row, Skip, UnknownLayout
 from .mapping import answered, shown
 from .prepare import as_source
@@ -72,10 +72,10 @@ def layout_turns(
         raise UnknownLayout(place, f"no chat layout has the keys {', '.join(keys[:8])}{' ...' if keys[8:] else ''}",
                             f"rename them to {known}, or declare a mapping in a YAML as nbs/sources/sgd_dialogues.yaml")
     first, last = row[names[0]], row[names[-1]]
-    if names[0] == "instruction": first = "\n\n".join(text for name in ("instruction", "input") if (text := shown(row.get(name))).strip())
+    if names[0] == "instruction": first = "\n\n".join(text for name in ("instruction", "input") if (text := shown(row.get(name), name)).strip())
     turns = _turns("user", first) + _turns("assistant", last) if len(names) == 2 else first if isinstance(first, list) else [first]
     if len(names) == 2 and row.get("history"): turns = _history(row["history"], place) + turns
-    return _turns("system", row["system"]) + turns if shown(row.get("system")).strip() else turns
+    return _turns("system", row["system"]) + turns if shown(row.get("system"), "system").strip() else turns
 
 # %% ../nbs/10_conversations.ipynb #6261e7fc
 WEIGHTS = ("weight", "train", "training", "train_on_turn", "loss") # of an answer: 0 or false where it is not to be learned
@@ -119,7 +119,7 @@ def _of_row(notes: Counter[str], source: Source, row: Row, path: Path) -> list[C
         read = {*names, *LAYOUTS.get(names, ()), *ABOUT}
         notes.update(f"the column {name}, not read" for name in given(row) if name not in read and not name.startswith("_"))
         messages = tuple(as_message(turn, notes) for turn in listed)
-        chats = [Conversation(id_of(source, row), messages, shown(row.get("source")) or source.name, shown(row.get("kind")), place)]
+        chats = [Conversation(id_of(source, row), messages, shown(row.get("source"), "source") or source.name, shown(row.get("kind"), "kind"), place)]
     texts = [str(turn["content"]) for chat in chats for turn in chat.messages if isinstance(turn, dict) and "content" in turn]
     return unwritable([*(text for chat in chats for text in (chat.id, chat.source, chat.kind)), *texts], row) or chats or Skip("", "an empty column", bad=False)
 
@@ -147,9 +147,9 @@ def conversation_files(source: Source, settings: Settings) -> list[Path]:
     "The files of a source; of a folder those with conversations, and never those of several splits."
     files = source_files(source, settings)
     if not any(locate(name, settings).is_dir() for name in source.files): return files
-    files = next(filter(None, ([path for path in files if path.suffix == suffix] for suffix in (".jsonl", ".json"))), files)
-    held = [path for path in files if path.name in ("validation.jsonl", "test.jsonl")]
-    if held: raise UserError(held[0].parent, "a prepared set with its splits", f"name the split, as in {held[0].with_name('train.jsonl')}")
+    files = next(filter(None, ([path for path in files if suffix_of(path) == suffix] for suffix in (".jsonl", ".json"))), files)
+    held = [path for path in files if path.name.partition(".")[0] in ("validation", "test")]
+    if held: raise UserError(held[0].parent, "a prepared set with its splits", f"name the split, as in {held[0].with_name(held[0].name.replace(stem_of(held[0]), 'train'))}")
     return files
 
 # %% ../nbs/10_conversations.ipynb #2483e83e

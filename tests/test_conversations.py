@@ -184,7 +184,7 @@ def test_alpaca_keeps_its_history_in_every_spelling(tmp_path):
 def test_joined_sets_are_read_by_the_columns_that_hold_something(tmp_path):
     """Every row has the columns of all sets; null, NaN and an empty list stand in those of the others. In Parquet and in a turn's fields as well."""
     names = sorted({name for row, _ in LAYOUTS.values() for name in row})
-    for nothing in (None, []):
+    for nothing in (None, float("nan"), []):
         rows = [{name: nothing for name in names} | row for row, _ in LAYOUTS.values()]
         found, _ = read(written(tmp_path / "joined.jsonl", *rows))
         assert [said(one) for one in found] == [turns for _, turns in LAYOUTS.values()]
