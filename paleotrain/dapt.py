@@ -32,7 +32,7 @@ from .perplexity import perplexity, unigram_scores
 from .plan import Plan, make_plan
 from .runs import Run, promise, read_events, refuse_changed, same_parent
 from .starting import frozen
-from .tokenizer import check_known
+from .tokenizer import unknown_characters
 from .training import Trained, train
 from .vocabulary import MARK, extend_tokenizer, never_whole
 
@@ -165,7 +165,7 @@ def load_base(run: Run, config: DaptConfig, data: DaptData, settings: Settings) 
     old = loaded.tokenizer
     parent = same_parent(run, {"model": config.base_model, "sha256": sha256_file(Path(place)) if Path(place).is_dir() else None,
                                "tokenizer_sha256": tokenizer_hash(old)})
-    if unknown := check_known(old, (d.text for d in islice(data.splits.documents("train"), 200))): run.warn(unknown)
+    if unknown := unknown_characters(old, (d.text for d in islice(data.splits.documents("train"), 200))): run.warn(unknown)
     rows = loaded.model.get_input_embeddings().num_embeddings # a checkpoint's spare rows stay spare
     terms = [*(t.term for t in data.terms), *data.met.otherwise] if config.add_terms else []
     tokenizer, added = extend_tokenizer(old, terms, rows) if terms else (old, {})

@@ -25,7 +25,7 @@ from .models import LoadedModel, load_mlm, new_mlm, parameter_count, pick_device
 from .plan import Plan, make_plan
 from .runs import Run, best_checkpoint, finish, promise, refuse_changed, same_parent, write_table
 from .starting import frozen
-from .tokenizer import check_known, train_unigram
+from .tokenizer import train_unigram, unknown_characters
 from .training import Trained, train
 
 # %% ../nbs/09_pretrain_masked.ipynb #f2a1b8a2
@@ -54,7 +54,7 @@ def load_or_make(run: Run, config: PretrainConfig, data: PretrainData, settings:
     if config.base_model:
         place = locate(config.base_model, settings)
         loaded = load_mlm(place if place.exists() else config.base_model)
-        if unknown := check_known(loaded.tokenizer, (d.text for d in islice(data.splits.documents("train"), 200))): run.warn(unknown)
+        if unknown := unknown_characters(loaded.tokenizer, (d.text for d in islice(data.splits.documents("train"), 200))): run.warn(unknown)
     else:
         texts: Iterator[str] = (document.text for document in data.splits.documents("train"))
         tokenizer = train_unigram(texts, config.vocab_size)

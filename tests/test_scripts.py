@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, events, here, only_run, options
+from transformers import AutoTokenizer
 
 from paleotrain import batches, filters, metrics
 from paleotrain.core import load_settings
@@ -18,7 +19,7 @@ from paleotrain.generate import sample_statistics
 from paleotrain.metrics import target_words, whole_tokens, word_windows
 from paleotrain.models import new_mlm
 from paleotrain.pretrain_causal import beginning
-from paleotrain.tokenizer import measure, train_tokenizer, train_unigram
+from paleotrain.tokenizer import measure, train_tokenizer, train_unigram, unknown_characters
 
 ANIMALS = ["三叶虫", "奇虾", "怪诞虫", "海口鱼", "抚仙湖虫", "云南虫", "昆明鱼", "微网虫", "马尔虫", "欧巴宾海蝎"]
 PARTS = ["眼睛", "附肢", "尾巴", "触角", "壳", "鳃"]
@@ -145,5 +146,10 @@ def test_chinese_is_prepared_adapted_to_and_judged(tmp_path, runs, monkeypatch):
     assert claims["fragmentation"]["verdict"] == "PASS" and claims["domain"]["n"] >= 20 and 1 < claims["domain"]["value"] < 1e4
     assert "1 of 3 terms occur nowhere in the training text: 霸王龙" in [e.get("message") for e in events(folder)]
     assert "there two letters count as one" in (folder / "report.html").read_text(encoding="utf-8")
-    refused = here("run", "dapt", *options(training | {"base_model": "artifacts/tiny-base", "terms": None, "general": None}))
-    assert refused.returncode and "its tokenizer does not know 7" in refused.stderr # an English base would learn to write "unknown"
+
+
+def test_a_base_that_does_not_know_the_script_is_told():
+    base = AutoTokenizer.from_pretrained(ROOT / "artifacts/tiny-base")
+    told = unknown_characters(base, [chinese(i) for i in range(9)])
+    assert re.search(r"does not know [67]\d\.\d% of the characters of this text", told) and "take a base that was trained on text in this language" in told
+    assert unknown_characters(base, sample()[:20]) == ""
