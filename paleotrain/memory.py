@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from .chunked_loss import body_and_head
 from .core import UserError, refuse_unknown
+from .models import load_config
 
 if TYPE_CHECKING: from transformers import PreTrainedConfig
 
@@ -31,11 +32,10 @@ def read_config(
     place: str | Path, # a .json file, a folder with config.json, or a hub name
 ) -> "PreTrainedConfig":
     "The configuration of a causal language model; no weight is looked for."
-    from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
     file = Path(place) / "config.json" if Path(place).is_dir() else Path(place)
     if file.suffix == ".json" and not file.is_file(): raise UserError(file, "no such file", "give a config.json, the folder of a model or a hub name")
-    try: config = AutoConfig.from_pretrained(str(file))
+    try: config = load_config(str(file))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(place, f"no configuration ({str(error).splitlines()[0]})", "check the name or the file") from None
     kind = (config.architectures or ["ForCausalLM"])[0]
