@@ -21,14 +21,13 @@ import torch
 from torch import nn
 
 from .causal import config_and_tokenizer
-from .chain import model_hash
 from .chat import closing_token, end_tokens, render, weigh_tags
 from .configurations import AdapterConfig
 from .conversations import Conversation
 from .core import Settings, UserError, atomic_dir, located, read_json, sha256, sha256_file, shown_path, write_json
 from .examples import Example, encode, example_nats, shifted
 from .four_bit import check_share, held, load_base, raw
-from .locate import base_path
+from .locate import base_path, model_hash
 from .models import LoadedModel, pick_device, pick_precision
 from .store import full_disk
 

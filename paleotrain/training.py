@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['SLOWER', 'WSD_DECAY', 'SMALLER', 'nan_layer', 'note_order', 'nan_gradient', 'tokens_read', 'make_trainer',
-           'training_arguments', 'Trained', 'stop_button', 'train']
+           'training_arguments', 'check_disk', 'check_workers', 'Trained', 'stop_button', 'train']
 
 # %% ../nbs/07_training.ipynb #8ebdecf0
 import math
+import multiprocessing
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -149,6 +151,29 @@ def training_arguments(
     args._n_gpu = min(args.n_gpu, 1) # with several GPUs in one process the Trainer would split batches over copies of the model
     return args
 
+# %% ../nbs/07_training.ipynb #62423496
+def check_disk(
+    folder: Path, # of the run
+    model: nn.Module, # to be trained
+    keep: int, # best checkpoints to keep
+) -> None:
+    "A UserError where the checkpoints do not fit on the disk."
+    trained = sum(4 * weight.numel() for weight in model.parameters() if weight.requires_grad)
+    whole = trained if hasattr(model, "peft_config") else sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    there = sum(file.stat().st_size for saved in checkpoints(folder) for file in saved["folder"].iterdir())
+    free, needed = shutil.disk_usage(folder).free, (whole + 2 * trained) * (keep + 2) - there
+    if needed <= free: return
+    raise UserError("disk", f"{needed / 2**30:.1f} GB of checkpoints to come and {free / 2**30:.1f} GB free",
+                    "make room or set runs in settings.ini to a larger disk")
+
+def check_workers(count: int) -> None:
+    "A UserError where loader processes cannot be made; tokenizers are told not to start threads that a fork would break."
+    if not count: return
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try: multiprocessing.get_context().Lock()
+    except OSError as error: # no semaphores: /dev/shm is missing, full or not writable
+        raise UserError("dataloader_num_workers", f"{count}, but processes cannot share anything here ({error})", "use 0") from None
+
 # %% ../nbs/07_training.ipynb #fcf34d3c
 @dataclass
 class Trained:
@@ -200,6 +225,8 @@ def train(
         if not run.manifest["attempts"][-1].get("extends"): return ended(done, f"no improvement in {tally.stale} evaluations")
         tally.stale = 0
     if saved and (why := stops()): return ended(done, why) # the same
+    check_disk(run.folder, model, config.save_total_limit)
+    check_workers(config.dataloader_num_workers)
     accumulation = config.gradient_accumulation_steps
     callback = RunCallback(run, config, tokenizer, tally, steps, mix.batches_per_epoch, evaluate, stops)
     trainer = make_trainer(model, training_arguments(config, steps, warmup, run.folder / "checkpoints", optim),
