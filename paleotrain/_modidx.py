@@ -850,6 +850,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'paleotrain.locate': { 'paleotrain.locate.base_path': ('locate.html#base_path', 'paleotrain/locate.py'),
                                    'paleotrain.locate.check_base': ('locate.html#check_base', 'paleotrain/locate.py'),
                                    'paleotrain.locate.domain_names': ('locate.html#domain_names', 'paleotrain/locate.py'),
+                                   'paleotrain.locate.kind_of_model': ('locate.html#kind_of_model', 'paleotrain/locate.py'),
                                    'paleotrain.locate.model_folder': ('locate.html#model_folder', 'paleotrain/locate.py'),
                                    'paleotrain.locate.model_hash': ('locate.html#model_hash', 'paleotrain/locate.py'),
                                    'paleotrain.locate.parent_hash': ('locate.html#parent_hash', 'paleotrain/locate.py'),
