@@ -54,7 +54,7 @@ def four_bit_share(config: "PreTrainedConfig") -> float:
         model = AutoModelForCausalLM.from_config(config)
         tables = [module for module in model.modules() if isinstance(module, nn.Embedding) or module is model.get_output_embeddings()]
         outside = {id(weight) for module in tables for weight in module.parameters(recurse=False)}
-        sizes = {name: weight.numel() for name, weight in model.named_parameters() if id(weight) not in outside}
+        sizes: dict[str, int] = {name: weight.numel() for name, weight in model.named_parameters() if id(weight) not in outside}
         kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
         replace_with_bnb_linear(model, kept, nf4(torch.float32))
     return sum(sizes.get(f"{name}.weight", 0) for name in four_bit_layers(model)) / max(sum(sizes.values()), 1)

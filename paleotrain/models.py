@@ -70,7 +70,7 @@ HEAD_PREFIXES = ("lm_predictions.", "cls.", "lm_head.", "vocab_transform", "voca
 # %% ../nbs/05_models.ipynb #615274d3
 def vocabulary_weights(model: "PreTrainedModel") -> dict[str, nn.Parameter]:
     "What the head holds for each token, by name: rows of its own or the embedding's, and a bias, which BERT-like heads name twice."
-    if model.config.model_type in DEBERTA and not model.config.legacy: # type: ignore[union-attr]
+    if model.config.model_type in DEBERTA and not model.config.legacy:
         return {"lm_predictions.lm_head.bias": model.lm_predictions.lm_head.bias} # its product is with the embedding
     head = model.get_output_embeddings()
     name = next(name for name, module in model.named_modules() if module is head)

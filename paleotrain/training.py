@@ -88,6 +88,8 @@ def make_trainer(
     from transformers import Trainer
 
     class ExactTrainer(Trainer): # type: ignore[misc]
+        overflow = "" # the layer in which the step being taken is not finite
+
         def get_train_dataloader(self) -> Any: return self.accelerator.prepare(loader())
 
         def get_batch_samples(self, *args: Any) -> Any:
@@ -118,7 +120,6 @@ def make_trainer(
             return self.last_grad_norm
 
     trainer = ExactTrainer(model=model, args=args, train_dataset=[0], callbacks=list(callbacks))
-    trainer.overflow = "" # the layer in which the step being taken is not finite
     trainer.order = note_order(model) if args.fp16 else {}
     trainer.model_accepts_loss_kwargs = True # the loss is divided by num_items_in_batch, above, and by nothing else
     trainer._loss_shifts_labels = False # ours are the tokens to predict, where they are predicted
