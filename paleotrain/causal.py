@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .configurations import FAMILIES
 from .core import UserError
 from .locate import check_base
-from .models import LoadedModel, pick_device, plain_forward
+from .models import LoadedModel, load_config, pick_device, plain_forward
 
 if TYPE_CHECKING: from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -170,18 +170,18 @@ def config_and_tokenizer(
     place: str | Path, # folder of a run or of a saved model, or a hub name
 ) -> tuple[str, Any, Any]:
     "Where a causal model lies, its configuration and its fast tokenizer, fitting each other; no weight is read."
-    from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
     import paleotrain.lstm  # noqa: F401  so that transformers knows char_lstm
     name = _model_folder(place)
-    try: config = AutoConfig.from_pretrained(name)
+    try: config = load_config(name)
     except (OSError, ValueError) as error: raise UserError(name, f"cannot be loaded ({str(error).splitlines()[0]})", "check its config.json") from None
     kind = (config.architectures or [f"{config.model_type} of unnamed class"])[0]
     if not kind.endswith(("ForCausalLM", "LMHeadModel")):
         raise UserError(name, f"a {kind} is no causal language model", "choose one that predicts the next token, such as GPT-2 or Llama")
     files = [file for file in ("tokenizer.json", "tokenizer.model", "vocab.json") if (Path(name) / file).is_file()]
     if Path(name).is_dir() and not files: raise UserError(name, "no tokenizer (tokenizer.json)", "save the tokenizer it was trained with beside the model")
-    loader = PreTrainedTokenizerFast if "tokenizer.json" in files else AutoTokenizer # as the file has it, whatever the model's type
-    try: tokenizer = loader.from_pretrained(name)
+    try: # as the file has it, whatever the model's type
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(name) if "tokenizer.json" in files else AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error: raise UserError(name, f"its tokenizer cannot be read ({str(error).splitlines()[0]})", "copy it again") from None
     if not tokenizer.is_fast: raise UserError(name, "its tokenizer is not a fast one, so offsets are unknown", "save a tokenizer.json with the model")
     if len(tokenizer) > config.vocab_size:

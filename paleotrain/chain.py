@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GATES', 'DECIDED', 'UNKEYED', 'TRAINS', 'LEFT', 'Part', 'Replay', 'Reference', 'Phase', 'Chain', 'field_name',
            'nearest', 'fault', 'check_keys', 'read_chain', 'check_order', 'check_gates', 'check_measured', 'checked',
-           'data_config', 'train_config', 'file_of', 'imported', 'code_modules', 'code_hash', 'model_hash', 'phase_key',
+           'data_config', 'train_config', 'file_of', 'imported', 'code_modules', 'code_hash', 'phase_key',
            'find_finished', 'take_over']
 
 # %% ../nbs/12_chain.ipynb #05a53423
@@ -26,6 +26,7 @@ from .chatdata import parameters
 from .configurations import ChatdataConfig, SftConfig
 from .core import Settings, Typed, UserError, atomic_dir, locate, read_json, read_yaml, sha256, sha256_file, shown_path, write_json
 from .instructions import Item
+from .locate import model_hash
 from .runs import derive_status
 
 # %% ../nbs/12_chain.ipynb #d6783d23
@@ -264,13 +265,6 @@ def code_hash(
     "SHA-256 over the modules that decide what a phase comes to, as they were when first asked for."
     place = folder or Path(paleotrain.__file__).parent
     return sha256("\n".join(f"{module} {sha256_file(file_of(module, place))}" for module in code_modules(place)))
-
-def model_hash(
-    folder: Path, # of a saved model
-) -> str:
-    "SHA-256 over a model's files but its card, which tells of the run, not of the model."
-    names = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "README.md")
-    return sha256("\n".join(f"{p.relative_to(folder).as_posix()} {sha256_file(p)}" for p in names))
 
 def phase_key(
     config: SftConfig, # of the phase

@@ -25,6 +25,7 @@ from .configurations import CONFIGURATIONS, AdapterConfig
 from .core import RUN_PARAMETERS, Settings, UserError, load_settings, locate, read_json, read_yaml
 from .journal import last_step, read_run
 from .lead import resume_command
+from .locate import kind_of_model
 from .runs import derive_status, find_run, new_run_id, read_events
 
 # %% ../nbs/16_cli.ipynb #f2b8ac54
@@ -254,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "doctor": return examine(settings)
         if given.command == "evaluate":
             folder = find_run(given.run, settings)
-            if read_json(folder / "manifest.json").get("report") == "causal": # a model from left to right has a phase of its own for this
+            if kind_of_model(folder) == "causal": # a model from left to right has a phase of its own for this
                 words = ["run", "evaluate", "-p", "model", given.run, "-p", "corpus", ";".join(given.data)]
                 return run_phase(make_parser(settings).parse_args(words), settings)
             from paleotrain.evaluation import evaluate_run

@@ -149,7 +149,9 @@ def conversation_files(source: Source, settings: Settings) -> list[Path]:
     if not any(locate(name, settings).is_dir() for name in source.files): return files
     files = next(filter(None, ([path for path in files if suffix_of(path) == suffix] for suffix in (".jsonl", ".json"))), files)
     held = [path for path in files if path.name.partition(".")[0] in ("validation", "test")]
-    if held: raise UserError(held[0].parent, "a prepared set with its splits", f"name the split, as in {held[0].with_name(held[0].name.replace(stem_of(held[0]), 'train'))}")
+    if held:
+        train = held[0].with_name(held[0].name.replace(stem_of(held[0]), "train"))
+        raise UserError(held[0].parent, "a prepared set with its splits", f"name the split, as in {train}")
     return files
 
 # %% ../nbs/10_conversations.ipynb #2483e83e

@@ -16,7 +16,7 @@ from typing import Any
 from .answers import answer, prompts_by_length
 from .causal import config_and_tokenizer, load_causal
 from paleotrain.chain import (
-    Chain, Phase, check_measured, code_hash, data_config, find_finished, model_hash, phase_key, read_chain, take_over, train_config,
+    Chain, Phase, check_measured, code_hash, data_config, find_finished, phase_key, read_chain, take_over, train_config,
 )
 from .chain_judge import Learned, chain_claims, chain_tables, gate_rows, gate_said, judged_chain, minutes_of, read_phase, stop_reason
 from .chat import add_chat, freeze_date, has_chat, weigh_tags
@@ -27,7 +27,7 @@ from .core import Settings, UserError, atomic_dir, locate, located, read_json, s
 from .documents import ReadReport, expand
 from .evaluation import export_model, write_samples
 from .instructions import Item, read_items, write_items
-from .locate import base_path
+from .locate import base_path, model_hash
 from .mixture import asked, questions
 from .models import pick_device
 from .runs import Run, derive_status, finish, promise, refuse_changed, same_parent

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['GENERAL_TEST', 'GENERAL_VALIDATION', 'DaptData', 'read_splits', 'warn_of_text', 'prepare', 'base_path',
            'data_summary', 'trained_on', 'check_parent_text', 'Base', 'check_head', 'check_length', 'load_base',
-           'dapt_claims', 'DaptPlan', 'make_batches', 'check_disk', 'tell_replay', 'plan_dapt', 'masked_example',
-           'validate', 'train_dapt']
+           'dapt_claims', 'DaptPlan', 'make_batches', 'tell_replay', 'plan_dapt', 'masked_example', 'validate',
+           'train_dapt']
 
 # %% ../nbs/08_dapt.ipynb #2ca09833
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -25,7 +24,7 @@ from .configurations import DaptConfig, TrainConfig
 from .core import Settings, UserError, locate, located, read_json, sha256_file, shown_path
 from .corpus import Occurrences, Splits, Term, count_terms, load_splits, nowhere, read_terms, term_pattern
 from .evaluation import batch_tokens, claim, evaluation_windows, fit_windows
-from .locate import check_base
+from .locate import check_base, parent_hash
 from .metrics import Window, score
 from .models import LoadedModel, extend_model, load_mlm, parameter_count, pick_device, pick_precision, usable_positions, use_summed_loss
 from .perplexity import perplexity, unigram_scores
@@ -163,7 +162,7 @@ def load_base(run: Run, config: DaptConfig, data: DaptData, settings: Settings) 
     loaded = load_mlm(place)
     check_length(config, loaded.model)
     old = loaded.tokenizer
-    parent = same_parent(run, {"model": config.base_model, "sha256": sha256_file(Path(place)) if Path(place).is_dir() else None,
+    parent = same_parent(run, {"model": config.base_model, "sha256": parent_hash(run, Path(place)),
                                "tokenizer_sha256": tokenizer_hash(old)})
     if unknown := unknown_characters(old, (d.text for d in islice(data.splits.documents("train"), 200))): run.warn(unknown)
     rows = loaded.model.get_input_embeddings().num_embeddings # a checkpoint's spare rows stay spare
@@ -210,12 +209,6 @@ def make_batches(config: DaptConfig, data: DaptData, base: Base, settings: Setti
     return mix, WordMasker(base.tokenizer, config.mlm_probability, config.term_boost, config.seed,
                            (config.whole_word_share, config.replay_whole_word_share))
 
-def check_disk(run: Run, config: DaptConfig, parameters: int) -> None:
-    "A UserError where the checkpoints do not fit: weights and two moments in float32, those kept and two more."
-    free, needed = shutil.disk_usage(run.folder).free / 2**30, parameters * 12 / 2**30 * (config.save_total_limit + 2)
-    if needed > free:
-        raise UserError("disk", f"{needed:.1f} GB of checkpoints and {free:.1f} GB free", "make room or set runs in settings.ini to a larger disk")
-
 def tell_replay(summary: dict[str, Any], config: DaptConfig, mix: ChunkMix) -> list[str]:
     "Tokens and chunks into the manifest's data, in place; a problem where replay is not what was asked."
     summary["replay"] = {"asked": config.replay_fraction, "realised": round(mix.replay_share, 4)}
@@ -234,7 +227,6 @@ def plan_dapt(run: Run, config: DaptConfig, data: DaptData, base: Base, settings
     mix, masker = make_batches(config, data, base, settings)
     gpu = None if device == "cpu" else torch.cuda.get_device_properties(0).total_memory / 2**30
     plan = make_plan(config, mix.tokens_per_epoch, mix.batches_per_epoch, parameters, len({w.unit for w in data.windows["domain/test"]}), gpu)
-    check_disk(run, config, parameters)
     summary = run.manifest["data"]
     plan.problems += tell_replay(summary, config, mix)
     run.update(data=summary, plan={"rows": plan.rows, "problems": plan.problems}, example=masked_example(mix, masker),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .adapters import check_targets
+from .adapters import check_fit
 from .causal import config_and_tokenizer
 from .chat import add_chat, add_plain, closing_token, freeze_date, has_chat
 from .configurations import AdapterConfig, QloraConfig
@@ -124,12 +124,11 @@ def prepare(run: Run, config: QloraConfig, settings: Settings) -> DomainData:
     if report.bad: run.warn(f"{report.bad} broken lines were left out")
     for name in changed_since(prepared_folder(names, settings), report): run.warn(f"{name} is not as it was prepared: its manifest has another hash")
     refuse_changed(run, inputs)
-    from transformers import AutoModelForCausalLM
     base, model, tokenizer = config_and_tokenizer(base_path(config.base_model, settings))
     freeze_date(tokenizer, run)
     if (limit := getattr(model, "max_position_embeddings", None)) and config.max_seq_length > limit:
         raise UserError("max_seq_length", f"{config.max_seq_length} for a model of {limit} positions", "use fewer")
-    with torch.device("meta"): check_targets(AutoModelForCausalLM.from_config(model), config.target_modules) # shapes, no weight
+    run.check("four bits", True, check_fit(base, model, config))
     tags = ready_template(tokenizer, config, config.base_model)
     examples, total = examples_of(config, tokenizer, splits, names[0])
     facts = domain_facts(config, tokenizer, examples, total, settings)

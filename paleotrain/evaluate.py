@@ -29,7 +29,7 @@ from .documents import Document, ReadReport, expand, read_documents, read_lines,
 from .evaluation import claim, judged, write_samples
 from .generate import sample_statistics
 from .judge import Judged, counted, openings, sample_rows, score_rows, set_figure, set_unknown, unit_rows, xz_bits
-from .locate import model_folder
+from .locate import model_folder, parent_hash
 from .metrics import unit_names
 from .models import LoadedModel, autocast, parameter_count, pick_device, pick_precision
 from .perplexity import BITS, compare_rates
@@ -148,7 +148,7 @@ def read_with(place: Path, config: EvaluateConfig, data: EvaluateData, top_k: in
 # %% ../nbs/09_evaluate.ipynb #ac3ae619
 def tell_model(run: Run, config: EvaluateConfig, place: Path, loaded: LoadedModel, settings: Settings) -> None:
     "What the manifest says of the model that is judged."
-    parent = same_parent(run, {"model": shown_path(place, settings), "sha256": sha256_file(place), "tokenizer_sha256": tokenizer_hash(loaded.tokenizer)})
+    parent = same_parent(run, {"model": shown_path(place, settings), "sha256": parent_hash(run, place), "tokenizer_sha256": tokenizer_hash(loaded.tokenizer)})
     run.update(parent={**parent, "parameters": parameter_count(loaded.model), "family": loaded.model.config.model_type, "context": context_length(loaded.model),
                        "vocabulary": len(loaded.tokenizer)}, hardware=run.manifest["hardware"] | {"precision": config.precision, "device": config.device})
 

@@ -21,8 +21,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .adapters import check_targets, put_lora
 from .chunked_loss import body_and_head
 from .core import UserError, refuse_unknown
+from .four_bit import check_share
+from .models import load_config
 
 if TYPE_CHECKING: from transformers import PreTrainedConfig
 
@@ -31,11 +34,10 @@ def read_config(
     place: str | Path, # a .json file, a folder with config.json, or a hub name
 ) -> "PreTrainedConfig":
     "The configuration of a causal language model; no weight is looked for."
-    from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
     file = Path(place) / "config.json" if Path(place).is_dir() else Path(place)
     if file.suffix == ".json" and not file.is_file(): raise UserError(file, "no such file", "give a config.json, the folder of a model or a hub name")
-    try: config = AutoConfig.from_pretrained(str(file))
+    try: config = load_config(str(file))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(place, f"no configuration ({str(error).splitlines()[0]})", "check the name or the file") from None
     kind = (config.architectures or ["ForCausalLM"])[0]
@@ -70,10 +72,11 @@ def _check(**given: tuple[Any, tuple[Any, ...]]) -> None:
 class Outline:
     "A causal model with LoRA on torch's meta device: shapes, and no memory."
     def __init__(self, config: "PreTrainedConfig", *, rank: int, targets: str | Sequence[str], quantization: str, attention: str, dtype: int, dropout: float):
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig
         from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
         from transformers.pytorch_utils import Conv1D
         _check(quantization=(quantization, ("nf4", "none")), attention=(attention, ("sdpa", "eager")), dtype=(dtype, (2, 4)))
+        if quantization == "nf4": check_share("config", config)
         config = deepcopy(config) # of a model that is there, it would change the model's own attention
         AttentionInterface.register("planned", _planned)
         AttentionMaskInterface.register("planned", lambda *_, **__: None)
@@ -83,11 +86,10 @@ class Outline:
             model = AutoModelForCausalLM.from_config(config, dtype=precision, attn_implementation=kernel)
             head = model.get_output_embeddings()
             linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear | Conv1D) and module is not head]
-            if not linear: raise UserError("config", f"a {config.model_type} has no linear layer but its head", "choose a transformer")
             self.quantised = linear if quantization == "nf4" else []
             self.frozen = {name: p for name, p in model.named_parameters() if all(p is not weight for weight in self.quantised)}
-            names = targets if isinstance(targets, str) else list(targets)
-            self.model = get_peft_model(model, LoraConfig(r=rank, target_modules=names, lora_dropout=dropout, task_type="CAUSAL_LM")).train()
+            names = check_targets(model, [targets] if isinstance(targets, str) else targets)
+            self.model = put_lora(model, LoraConfig(r=rank, target_modules=names, lora_dropout=dropout, task_type="CAUSAL_LM")).train()
         self.adapters = [p for p in self.model.parameters() if p.requires_grad]
         if quantization == "nf4": # autocast runs adapters beside 4-bit layers in half; beside plain ones PEFT copies their input in float32
             for p in self.adapters: p.data = p.data.to(precision)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .batches import encode_plain
 from .core import UserError, sha256
 from .corpus import LETTERS, PAIR, UNSPACED, count_words, find_terms, weighed
 from .documents import Document
@@ -227,7 +228,7 @@ def score(
     pieces: list[int] = []
     limit = usable_positions(model)
     for window in windows:
-        coded = tokenizer(window.text, return_offsets_mapping=True, truncation=True, max_length=limit)
+        coded = encode_plain(tokenizer, window.text, truncation=True, max_length=limit)
         for row, counts in _rows(window, coded, tokenizer.mask_token_id, len(pieces)):
             rows.append(row); pieces += counts
     nats = np.zeros(len(pieces))
@@ -272,7 +273,7 @@ def fitting(
     readers: Sequence[tuple[Any, Any]], # (model, tokenizer) of all that will be compared
 ) -> list[Window]:
     "The windows that fit every reader's positions."
-    return [w for w in windows if all(len(tokenizer(w.text, verbose=False)["input_ids"]) <= usable_positions(model) for model, tokenizer in readers)]
+    return [w for w in windows if all(len(encode_plain(tokenizer, w.text)["input_ids"]) <= usable_positions(model) for model, tokenizer in readers)]
 
 # %% ../nbs/06_metrics.ipynb #71f3a52f
 def top_words(
@@ -284,7 +285,7 @@ def top_words(
     "The likeliest single tokens for each hidden span, with their probabilities."
     answers = []
     for window in windows:
-        coded = tokenizer(window.text, return_offsets_mapping=True)
+        coded = encode_plain(tokenizer, window.text)
         row, _ = next(_rows(window, coded, tokenizer.mask_token_id, 0))
         span = span_tokens(window.text, coded["offset_mapping"], window.targets[0].start, window.targets[0].end)
         ids = [i for n, i in enumerate(row.ids) if n not in span[1:]] # one mask for the whole word: what would you put here?

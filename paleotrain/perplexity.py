@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .batches import encode_plain
 from .metrics import Scores, Window, span_tokens, target_words
 
 # %% ../nbs/06_perplexity.ipynb #01c75ee1
@@ -113,11 +114,11 @@ def unigram_scores(
 ) -> Scores:
     "The same targets scored by piece frequency alone, add-one smoothed."
     counts = np.ones(len(tokenizer))
-    for text in texts: np.add.at(counts, tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], 1)
+    for text in texts: np.add.at(counts, encode_plain(tokenizer, text, add_special_tokens=False)["input_ids"], 1)
     nats = -np.log(counts / counts.sum())
     totals, pieces = [], []
     for window in windows:
-        coded = tokenizer(window.text, return_offsets_mapping=True)
+        coded = encode_plain(tokenizer, window.text)
         for target in window.targets:
             span = span_tokens(window.text, coded["offset_mapping"], target.start, target.end)
             totals.append(sum(nats[coded["input_ids"][i]] for i in span)); pieces.append(len(span))

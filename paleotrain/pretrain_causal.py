@@ -28,6 +28,7 @@ from .documents import Document, expand, stem_of
 from .evaluation import batch_tokens, claim, export_model, sample_documents, set_claim, write_samples
 from .generate import prompt_ids, reading_limit
 from .judge import Judged, openings, sample_rows, score_rows, set_figure, set_unknown, unigram_of, unit_rows, xz_bits
+from .locate import parent_hash
 from .metrics import unit_names
 from .models import LoadedModel, parameter_count, pick_device, pick_precision
 from .perplexity import BITS, figure
@@ -158,7 +159,7 @@ def load_or_make(run: Run, config: PretrainConfig, data: CausalData, settings: S
     check_lossless(tokenizer, next(iter(data.training()))[:20_000])
     family, most = model.config.model_type, context_length(model)
     if config.max_seq_length > most: raise UserError("max_seq_length", f"{config.max_seq_length} for a model of {most} positions", "use fewer")
-    parent = same_parent(run, {"model": config.base_model or "none, from scratch", "sha256": sha256_file(folder) if folder.is_dir() else None,
+    parent = same_parent(run, {"model": config.base_model or "none, from scratch", "sha256": parent_hash(run, folder),
                                "tokenizer_sha256": tokenizer_hash(tokenizer)})
     model.to(device)
     sample = "".join(text for _, text in data.held["validation"])[:100_000]

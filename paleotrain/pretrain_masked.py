@@ -15,10 +15,11 @@ from typing import Any
 
 from .batches import ChunkMix, WordMasker, tokenizer_hash, write_chunks
 from .configurations import PretrainConfig
-from .core import Settings, UserError, locate, located, read_json, set_seed, sha256_file, write_json
+from .core import Settings, UserError, locate, located, read_json, set_seed, write_json
 from .corpus import Splits, load_splits
 from .dapt import check_length, data_summary, masked_example
 from .evaluation import batch_tokens, claim, cloze, evaluation_windows, export_model, fit_windows, judged, metric_row, write_samples
+from .locate import parent_hash
 from .metrics import Window, score
 from .perplexity import compare, perplexity, unigram_scores
 from .models import LoadedModel, load_mlm, new_mlm, parameter_count, pick_device, pick_precision, use_summed_loss
@@ -63,7 +64,7 @@ def load_or_make(run: Run, config: PretrainConfig, data: PretrainData, settings:
     check_length(config, loaded.model)
     fit_windows(run, data.windows, [(loaded.model, loaded.tokenizer)])
     folder = Path(loaded.name)
-    parent = same_parent(run, {"model": config.base_model or "none, from scratch", "sha256": sha256_file(folder) if folder.is_dir() else None,
+    parent = same_parent(run, {"model": config.base_model or "none, from scratch", "sha256": parent_hash(run, folder),
                                "tokenizer_sha256": tokenizer_hash(loaded.tokenizer)})
     run.update(parent={**parent, "parameters": parameter_count(loaded.model), "head": loaded.head},
                baseline="a unigram model: each piece by its frequency in the training split")

@@ -201,10 +201,11 @@ def environment_table(run: RunRecord) -> str:
     "Machine, speed and library versions."
     h, parent = run.get("hardware"), run.get("parent")
     if not h: return absent("No environment recorded.")
-    speed, memory = sorted(series(run, "train", "it_s")[1]), series(run, "train", "memory_gb")[1]
+    speed, memory, skipped = sorted(series(run, "train", "it_s")[1]), series(run, "train", "memory_gb")[1], run.of_kind("skipped")
     facts = {"processor": f"{h['cpu']}, {h['cores']} cores, {h['threads']} threads", "memory": quantity(h["memory_gb"], "GB"),
              "GPU": h["gpu"] or "none", "precision": h.get("precision"), "peak memory": quantity(max(memory), "GB") if memory else "",
              "speed": f"{number(speed[len(speed) // 2])} optimizer steps a second (median)" if speed else "",
+             "steps left out": f"{len(skipped):,}, in which fp16 overflowed; the last in {skipped[-1].get('layer')}" if skipped else "",
              "parent model": parent.get("model"), "its head": parent.get("head"),
              "versions": " · ".join(f"{name} {version}" for name, version in run.get("versions").items())}
     return table("ll", ("", ""), [(esc(name), esc(fact)) for name, fact in facts.items() if fact], "facts")

@@ -122,11 +122,11 @@ def answer_rows(answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]
 
 def judge_sft(run: Run, config: SftConfig, data: SftData, trained: Trained) -> list[dict[str, Any]]:
     "Every set by the best checkpoint, its own and the earlier ones; the model as a plain folder."
-    best = best_checkpoint(run.folder)
+    before, best = before_training(run, config, data), best_checkpoint(run.folder) # what the base said before the first step
     loaded = load_causal(best["folder"], pick_device(config.device))
     asked = {**data.sets, "reference": data.reference}
     after = {name: answer(loaded.model, loaded.tokenizer, items, config.answer_tokens, batch_tokens(config)) for name, items in asked.items()}
-    before, shown = before_training(run, config, data, loaded), after.pop("reference") # which reads what was written before the first step
+    shown = after.pop("reference")
     write_table(run, "answers", answer_rows(after))
     write_table(run, "scores", [row for name, answers in after.items() for row in score_rows(name, answers)])
     write_samples(run, [{"prompt": new.prompt, "expected": new.expected, "before": old.text, "after": new.text, "exact": new.exact}

@@ -22,7 +22,7 @@ from .core import Settings, UserError, locate, read_json, sha256_file, shown_pat
 from .documents import json_value
 from .evaluation import claim, set_claim, write_samples
 from .generate import Generated, generate, prompt_ids, reading_limit, refuse_long, sample_statistics
-from .locate import model_folder
+from .locate import model_folder, parent_hash
 from .models import LoadedModel, autocast, parameter_count, pick_device, pick_precision
 from .runs import Run, finish, promise, refuse_changed, same_parent, write_table
 
@@ -109,7 +109,7 @@ def load(run: Run, config: GenerateConfig, place: Path, prompts: Sequence[str], 
     freeze_date(loaded.tokenizer, run)
     limit = reading_limit(loaded.model)
     tokens = [len(asked_ids(loaded, prompt, config.system, config.chat)) for prompt in prompts]
-    parent = same_parent(run, {"model": shown_path(place, settings), "sha256": sha256_file(place)})
+    parent = same_parent(run, {"model": shown_path(place, settings), "sha256": parent_hash(run, place)})
     run.update(parent={**parent, "parameters": parameter_count(loaded.model),
                        "family": loaded.model.config.model_type, "context": limit}, prompt_tokens=sum(tokens),
                chat=chats(loaded, config.system, config.chat))
