@@ -1725,8 +1725,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'paleotrain/report_prepare.py'),
                                            'paleotrain.report_prepare.fate_look': ( 'report_prepare.html#fate_look',
                                                                                     'paleotrain/report_prepare.py'),
-                                           'paleotrain.report_prepare.inputs': ( 'report_prepare.html#inputs',
-                                                                                 'paleotrain/report_prepare.py'),
                                            'paleotrain.report_prepare.lead': ('report_prepare.html#lead', 'paleotrain/report_prepare.py'),
                                            'paleotrain.report_prepare.plot_fates': ( 'report_prepare.html#plot_fates',
                                                                                      'paleotrain/report_prepare.py')},

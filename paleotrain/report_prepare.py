@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FATES', 'HATCHES', 'ANY', 'WORDS', 'lead', 'fate_look', 'plot_fates', 'dropped_table', 'corpora_table',
-           'clusters_table', 'evaluation_table', 'example', 'inputs']
+           'clusters_table', 'evaluation_table', 'example']
 
 # %% ../nbs/15_report_prepare.ipynb #12693528
 from collections import defaultdict
@@ -13,9 +13,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .journal import RunRecord, absent, count, esc, filesize, magnitude, note, percent, quantity, small, table
+from .journal import RunRecord, absent, count, esc, magnitude, note, percent, quantity, small, table
 from .lead import sentence
 from .plots import GREY, INK, OURS
+from .report import inputs_table
 
 # %% ../nbs/15_report_prepare.ipynb #7f558624
 def lead(run: RunRecord) -> str:
@@ -122,15 +123,6 @@ def example(run: RunRecord) -> str:
     said = ("Struck through: what the source has (⏎ a line's end, · a soft hyphen); marked: what the corpus has in its place. "
             "Every stretch leads back through <code>align_map</code>.")
     return f'{note(said)}<p class="example" style="background:#f5f7f9;color:#1b1f24;padding:.8em 1.1em;white-space:pre-wrap">{text}</p>'
-
-def inputs(run: RunRecord) -> str:
-    "Every file read, with licence, hash, and what was broken in it or left out of it."
-    def marred(entry: dict[str, Any]) -> str:
-        left = [f"{count(times)} × {why}" for why, times in entry.get("left_out", {}).items()]
-        return "<br>".join(small(line) for line in (*entry["bad_lines"], *left))
-    rows = [(f"<code>{esc(i['path'])}</code> {small(i['role'])}", count(i["documents"]), filesize(i["bytes"]), esc(i.get("licence") or "not stated"),
-             f'<code title="{esc(i["sha256"])}">{esc(i["sha256"][:12])}</code>', marred(i)) for i in run.manifest.get("inputs", [])]
-    return table("lrrlll", ("file", "documents", "size", "licence", "sha256", "broken or left out"), rows) or absent("Nothing read yet.")
 
 WORDS = {
     "word": "what stands between blanks; in a script without blanks (Chinese, Japanese, Thai ...) two letters in a row.",
