@@ -147,14 +147,12 @@ def inputs_table(run: RunRecord) -> str:
     "Every input file with its licence and the first digits of its hash, and what of it was broken, left out or not read as it stands."
     def marred(entry: Any) -> str:
         notes = [f"{count(times)} × {why}" for why, times in entry.get("left_out", {}).items()]
-        return "<br>".join(small(line) for line in (*entry.get("bad_lines", []), *notes))
+        return "".join(f"<br>{small(line)}" for line in (*entry.get("bad_lines", []), *notes))
     def role(entry: Any) -> str: return small(": ".join([entry["role"], *filter(None, [", ".join(entry.get("splits", []))])]))
-    rows = [(f"<code>{esc(i['path'])}</code> {role(i)}", count(i["documents"]), filesize(i["bytes"]),
-             esc(i.get("licence") or "not stated"), f'<code title="{esc(i["sha256"])}">{esc(i["sha256"][:12])}</code>', marred(i))
+    rows = [(f"<code>{esc(i['path'])}</code> {role(i)}{marred(i)}", count(i["documents"]), filesize(i["bytes"]),
+             esc(i.get("licence") or "not stated"), f'<code title="{esc(i["sha256"])}">{esc(i["sha256"][:12])}</code>')
             for i in run.manifest.get("inputs", [])]
-    if not rows: return absent("Nothing read yet.")
-    shown = 6 if any(row[-1] for row in rows) else 5
-    return table("lrrlll"[:shown], ("input", "documents", "size", "licence", "sha256", "broken, left out or changed")[:shown], [row[:shown] for row in rows])
+    return table("lrrll", ("input", "documents", "size", "licence", "sha256"), rows) if rows else absent("Nothing read yet.")
 
 SIZES = ("documents", "words", "characters", "tokens", "chunks") # of a split, where they are counted
 
