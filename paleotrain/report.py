@@ -146,8 +146,8 @@ def example(run: RunRecord) -> str:
 def inputs_table(run: RunRecord) -> str:
     "Every input file with its licence and the first digits of its hash, and what of it was broken, left out or not read as it stands."
     def marred(entry: Any) -> str:
-        notes = [f"{count(times)} × {why}" for why, times in entry.get("left_out", {}).items()]
-        return "".join(f"<br>{small(line)}" for line in (*entry.get("bad_lines", []), *notes))
+        notes = "; ".join(f"{count(times)} × {why}" for why, times in entry.get("left_out", {}).items())
+        return "".join(f"<br>{small(line)}" for line in (*entry.get("bad_lines", []), *filter(None, [notes])))
     def role(entry: Any) -> str: return small(": ".join([entry["role"], *filter(None, [", ".join(entry.get("splits", []))])]))
     rows = [(f"<code>{esc(i['path'])}</code> {role(i)}{marred(i)}", count(i["documents"]), filesize(i["bytes"]),
              esc(i.get("licence") or "not stated"), f'<code title="{esc(i["sha256"])}">{esc(i["sha256"][:12])}</code>')

@@ -104,7 +104,8 @@ def test_a_model_against_another_in_process(runs, tmp_path):
         with pytest.raises(UserError) as told: measure(run, config, prepare(run, config, settings), settings)
         return str(told.value)
     (tmp_path / "utf16.txt").write_text("Olenus", encoding="utf-16")
-    assert "UTF-16, by its first bytes; declare encoding: utf-16 in a source file, or save it as UTF-8, as in: iconv -f UTF-16" in refused(corpus=str(tmp_path / "utf16.txt"))
+    found = "UTF-16, by its first bytes; declare encoding: utf-16 in a source file, or save it as UTF-8, as in: iconv -f UTF-16"
+    assert found in refused(corpus=str(tmp_path / "utf16.txt"))
     assert refused(model="", text="Olenus").startswith("model: not named; name a run")
     assert refused(text="Olenus", stride=33) == "stride: 33 for a context of 32 tokens; use 1 to the context"
     if not torch.cuda.is_available(): assert refused(text="Olenus", device="cuda").startswith("device: 'cuda' asked and no CUDA device here")
