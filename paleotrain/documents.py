@@ -6,9 +6,9 @@
 __all__ = ['MADE', 'PACKED', 'UNPACK', 'KINDS', 'BOMS', 'MAX_LINE', 'SUFFIXES', 'Paths', 'TWICE', 'JSON', 'TEXT_FIELDS', 'MEND',
            'MAX_BAD_SHARE', 'LONGEST', 'STRETCH', 'HEADING', 'WHOLE', 'PAGE', 'about_text', 'absent', 'suffix_of',
            'stem_of', 'opened', 'refuse_foreign', 'marked_encoding', 'encoding_of', 'bounded_lines', 'names_in',
-           'named_files', 'expand', 'Unreadable', 'json_value', 'BadValue', 'text_of', 'Document', 'ReadReport',
-           'undecodable', 'characters', 'read_lines', 'split_paragraphs', 'split_sections', 'clean_wikitext',
-           'is_wikitext', 'is_short', 'read_documents', 'first_document']
+           'named_files', 'expand', 'Unreadable', 'json_value', 'BadValue', 'name_of', 'text_of', 'Document',
+           'ReadReport', 'undecodable', 'characters', 'read_lines', 'split_paragraphs', 'split_sections',
+           'clean_wikitext', 'is_wikitext', 'is_short', 'read_documents', 'first_document']
 
 # %% ../nbs/01_documents.ipynb #876d0a69
 import bz2
@@ -342,6 +342,14 @@ def _no_text(value: Any, name: str) -> BadValue:
     what = "number" if isinstance(value, (int, float, Decimal)) else type(value).__name__
     return BadValue(f"{called} is a {what}, not a text", _in_place(name, name) if isinstance(value, _PLAIN) else MEND)
 
+_NOTHING = {"nan", "none", "null", "nil", "na", "n/a", "#n/a", "<na>", "nat", "\\n"} # as pandas, R, Excel and databases write it
+
+def name_of(
+    text: str, # of a column that names a document or a publication
+) -> str:
+    "The text; nothing where it is blank, or a program's word for nothing, which would make one publication of all rows without one."
+    return "" if text.strip().casefold() in _NOTHING or not text.strip() else text
+
 def text_of(
     value: Any, # of a column
     name: str = "", # the column's, for the message
@@ -392,6 +400,7 @@ def _document(line: str, path: Path, number: int) -> Document:
     if not given: raise _BadLine(f"no text in fields {', '.join(TEXT_FIELDS)}", *row)
     text = unicodedata.normalize("NFC", text) # one way to write é, for terms and words alike
     known = {name: value for name in ("doc_id", "pub_id", "title", "source", "licence") if (value := text_of(row.get(name), name)).strip()}
+    known = {name: value for name, value in known.items() if name not in ("doc_id", "pub_id") or name_of(value)}
     for name, value in ("text", text), *known.items():
         if re.search("[\0\ud800-\udfff]", value): raise _BadLine(f"{name} holds a NUL or half a surrogate pair")
     return Document(known.pop("doc_id", f"{stem_of(path)}#{number}"), text, known.pop("pub_id", "") or sha256(text), path=str(path), **known)

@@ -378,3 +378,28 @@ def test_plain_words_of_a_source_file_are_text(reading):
     turns = "text: '{t.s}'\nturns: {list: t, role: '{by}', text: '{s}', roles: {yes: user, no: assistant}}"
     (found,) = reading.records("a.jsonl", json.dumps({"t": [{"by": "yes", "s": "A?"}, {"by": "no", "s": "B."}]}), yaml=turns)
     assert [message["role"] for message in found.sft[0]] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "NA", "N/A", "NULL", "None", "<NA>", "NaT", "\\N", " "])
+def test_a_programs_word_for_nothing_names_no_publication(reading, word):
+    rows = f"pub_id,doc_id,text\n{word},{word},A.\n{word},{word},B.\nNatural,NAN-1,C.\n"
+    wanted = [("own/a#2", "a:a#2"), ("own/a#3", "a:a#3"), ("own/Natural", "a:NAN-1")]
+    assert [(r.group, r.doc_id) for r in reading.records("a.csv", rows)] == wanted
+    lines = "\n".join(json.dumps({"pub_id": word, "doc_id": word, "text": text}) for text in "AB")
+    assert [d.doc_id for d in reading.documents("a.jsonl", lines)] == ["a#1", "a#2"] and len({d.group for d in reading.documents("a.jsonl", lines)}) == 2
+
+
+@pytest.mark.parametrize("empty", ["null", "NaN", '""', '" "', '"nan"', "[]"])
+def test_a_template_that_gives_no_id_or_publication_leaves_each_row_its_own(reading, empty):
+    lines = "\n".join(f'{{"key": {empty}, "text": "{text}."}}' for text in "AB")
+    found = reading.records("a.jsonl", lines, "text: '{text}'\nid: '{key}'\ngroup: '{key}'")
+    assert [(r.doc_id, r.group) for r in found] == [("s:a#1", "s/a#1"), ("s:a#2", "s/a#2")]
+
+
+def test_files_of_one_name_in_several_folders_have_documents_of_their_own(reading):
+    for name in ("x/2019/part-0.jsonl", "x/2020/part-0.jsonl", "x/a.jsonl", "x/b.csv", "x/b.json"):
+        reading.write(name, {"csv": "text\nBed.\n", "json": f"[{LINE}]"}.get(name.rpartition(".")[2], LINE))
+    source = plain_source(f"{reading.folder}/x", "own", SETTINGS)
+    found = list(read_records(source, source_files(source, SETTINGS), ReadReport()))
+    assert [r.doc_id for r in found] == ["x:2019/part-0.jsonl#1", "x:2020/part-0.jsonl#1", "x:a#1", "x:b.csv#2", "x:b.json#1"]
+    assert len({r.group for r in found}) == 5
