@@ -789,6 +789,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'paleotrain.formats.UnknownLayout': ('formats.html#unknownlayout', 'paleotrain/formats.py'),
                                     'paleotrain.formats._after': ('formats.html#_after', 'paleotrain/formats.py'),
                                     'paleotrain.formats._below': ('formats.html#_below', 'paleotrain/formats.py'),
+                                    'paleotrain.formats._beside': ('formats.html#_beside', 'paleotrain/formats.py'),
                                     'paleotrain.formats._by_columns': ('formats.html#_by_columns', 'paleotrain/formats.py'),
                                     'paleotrain.formats._csv': ('formats.html#_csv', 'paleotrain/formats.py'),
                                     'paleotrain.formats._faulty': ('formats.html#_faulty', 'paleotrain/formats.py'),

@@ -103,7 +103,8 @@ def _zstd(path: Path) -> Any:
     return pyarrow.input_stream(str(path), compression="zstd")
 
 UNPACK: tuple[tuple[bytes, Callable[[Path], Any]], ...] = (
-    (rb"\x1f\x8b\x08", gzip.open), (rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", bz2.open), (rb"\xfd7zXZ\x00", lzma.open), (rb"\x28\xb5\x2f\xfd", _zstd))
+    (rb"\x1f\x8b\x08", gzip.open), (rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", bz2.open), (rb"\xfd7zXZ\x00", lzma.open),
+    (rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", _zstd)) # the second begins a frame to be skipped
 
 def opened(path: Path) -> BinaryIO:
     "The bytes of a file, unpacked where it is packed."
@@ -117,6 +118,11 @@ KINDS = ((rb"PK\x03\x04", "a zip archive, as .xlsx and .docx are", "save it as C
          (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file, as .xls and .doc are", "save it as CSV or as text", ()),
          (rb"version https://git-lfs", "a pointer of Git LFS and not the file itself", "fetch that, as in: git lfs pull", ()),
          (rb"/annex/objects/", "a pointer of git-annex and not the file itself", "fetch that, as in: git annex get", ()),
+         (rb"\x1f\x8b|BZh[1-9]1AY|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|\x04\x22M\x18|.{257}ustar",
+          "an archive, or packed twice", "unpack it", ()),
+         (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|II\*\0|MM\0\*", "a picture", "take it out; a scan wants OCR first", ()),
+         (rb"SQLite format 3", "a database of SQLite", "write its table as CSV", ()),
+         (rb"(?:\xef\xbb\xbf)?\s*(?:\[\s*)?\{\s*\"[^\"\n]{1,80}\"\s*:", "JSON", "name it .json, or .jsonl where each line is an object", ("json", "jsonl", "ndjson")),
          (rb"%PDF-", "a PDF", "name it .pdf", ("pdf",)), (rb"PAR1", "Parquet", "name it .parquet", ("parquet",)),
          (rb"ARROW1|\xff\xff\xff\xff", "an Arrow file", "save it as Parquet", ()), (rb"\{\\rtf", "RTF", "save it as text", ()),
          (rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)?<(?:!doctype html|html|head|body|script|meta|title)\b",
@@ -444,6 +450,7 @@ def undecodable(
     try: raw.decode(encoding.removesuffix("-sig"))
     except UnicodeDecodeError as error: start = error.start
     found, name = f"byte {start:,} is not {encoding.removesuffix('-sig').upper()}", path.name
+    if encoding.removesuffix("-sig") != "utf-8": return UserError(path, found, "declare the encoding that it is in, or save it as UTF-8")
     return UserError(path, found, f"save it as UTF-8, as in: iconv -f LATIN1 -t UTF-8 {name} > new.txt, with its own encoding for LATIN1")
 
 def characters(
