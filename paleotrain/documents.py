@@ -403,7 +403,7 @@ def _document(line: str, path: Path, number: int) -> Document:
     for name in TEXT_FIELDS:
         value = row.get(name)
         given |= value is not None and value == value # NaN is not given either
-        if text := text_of(value, name, numbers=False): break
+        if (text := text_of(value, name, numbers=False)).strip(): break
     if not given: raise _BadLine(f"no text in fields {', '.join(TEXT_FIELDS)}", *row)
     text = unicodedata.normalize("NFC", text) # one way to write é, for terms and words alike
     known = {name: value for name in ("doc_id", "pub_id", "title", "source", "licence") if (value := text_of(row.get(name), name)).strip()}

@@ -464,3 +464,8 @@ def test_rows_beside_the_text_of_an_object_are_counted_and_texts_at_the_end_of_a
 def test_a_zst_of_several_frames_is_read_where_the_first_is_to_be_skipped(reading):
     skipped = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"
     assert reading.texts("a.jsonl.zst", skipped + PACK["zst"](f"{LINE}\n".encode()) + skipped + PACK["zst"](LINE.encode())) == ["Bed.", "Bed."]
+
+
+def test_a_blank_text_does_not_stand_before_another(reading):
+    line = '{"norm_text": " ", "raw_text": "\\n", "text": "Bed."}'
+    assert reading.texts("a.jsonl", line) == [d.text for d in reading.documents("a.jsonl", line)] == ["Bed."]
