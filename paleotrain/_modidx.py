@@ -1932,6 +1932,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'paleotrain.sources.Record': ('sources.html#record', 'paleotrain/sources.py'),
                                     'paleotrain.sources.Source': ('sources.html#source', 'paleotrain/sources.py'),
                                     'paleotrain.sources._Words': ('sources.html#_words', 'paleotrain/sources.py'),
+                                    'paleotrain.sources._Words.construct_mapping': ( 'sources.html#_words.construct_mapping',
+                                                                                     'paleotrain/sources.py'),
                                     'paleotrain.sources._declared': ('sources.html#_declared', 'paleotrain/sources.py'),
                                     'paleotrain.sources._documents': ('sources.html#_documents', 'paleotrain/sources.py'),
                                     'paleotrain.sources._format': ('sources.html#_format', 'paleotrain/sources.py'),

@@ -126,7 +126,7 @@ KINDS = ((rb"PK\x03\x04", "a zip archive, as .xlsx and .docx are", "save it as C
           ("json", "jsonl", "ndjson")),
          (rb"%PDF-", "a PDF", "name it .pdf", ("pdf",)), (rb"PAR1", "Parquet", "name it .parquet", ("parquet",)),
          (rb"ARROW1|\xff\xff\xff\xff", "an Arrow file", "save it as Parquet", ()), (rb"\{\\rtf", "RTF", "save it as text", ()),
-         (rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)?<(?:!doctype html|html|head|body|script|meta|title)\b",
+         (rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)?<(?:!doctype html|html|head|body|script|meta|title|table)\b",
           "a page of HTML", "name it .html, or fetch the file again", ("html", "xml")),
          (rb"(?:\xef\xbb\xbf)?<\?xml\b", "XML", "name it .xml or .html, or fetch the file again", ("html", "xml", "mediawiki")))
 

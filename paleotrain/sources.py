@@ -70,6 +70,12 @@ class _Words(yaml.SafeLoader):
     yaml_implicit_resolvers = {first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
                                for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        "A mapping; an error for a field that is there twice, of which YAML would take the last."
+        twice = [name for name, times in Counter(key.value for key, _ in node.value).items() if times > 1]
+        if twice: raise yaml.YAMLError(f"the field {twice[0]} is there twice")
+        return super().construct_mapping(node, deep)
+
 def _declared(place: object, values: dict[str, Any]) -> Source:
     try: return Source(**values)
     except ValidationError as error:

@@ -469,3 +469,8 @@ def test_a_zst_of_several_frames_is_read_where_the_first_is_to_be_skipped(readin
 def test_a_blank_text_does_not_stand_before_another(reading):
     line = '{"norm_text": " ", "raw_text": "\\n", "text": "Bed."}'
     assert reading.texts("a.jsonl", line) == [d.text for d in reading.documents("a.jsonl", line)] == ["Bed."]
+
+
+def test_a_field_of_a_source_file_that_is_there_twice_is_refused(reading):
+    for yaml in ("text: '{q}'\ntext: '{text}'", "text: '{text}'\nreplace: {a: b, a: c}"):
+        assert "not YAML (the field " in reading.refusal(reading.records, "a.csv", "q,text\nA,B\n", yaml)
