@@ -187,9 +187,9 @@ def _json(path: Path, layout: Layout, columns: Columns = all_columns) -> Iterato
     if not first and _by_columns(whole):
         found = f"columns, each with the values of all rows: {', '.join([*whole][:8])}"
         raise UnknownLayout(path, found, 'write it row by row, as pandas does with orient="records"')
-    if not first and count <= MAX_FIELDS and columns(whole):
+    if not first and count <= MAX_FIELDS and (read := columns(whole)):
         yield whole | {"_number": 1}
-        for name, value in whole.items(): yield from _beside(name, value, columns)
+        for name, value in whole.items(): yield from _beside(name, value, columns) if name not in read else ()
     elif whole and not reached:
         listed = next((name for name, value in whole.items() if isinstance(value, list)), next(iter(whole)))
         raise UnknownLayout(path, f"an object with the fields {', '.join([*whole][:8])}{' ...' if len(whole) > 8 else ''}",

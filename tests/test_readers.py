@@ -458,6 +458,7 @@ def test_rows_beside_the_text_of_an_object_are_counted_and_texts_at_the_end_of_a
     assert reading.texts("a.json", json.dumps(whole)) == ["About."]
     assert reading.report.files[0]["left_out"] == {"a row in the field data, not read (rows: data would read it)": 2}
     assert reading.texts("a.json", json.dumps(whole), yaml="rows: data") == ["A.", "B."]
+    assert reading.texts("a.json", json.dumps(whole), yaml="text: '{text} {data.text}'") == ["About. A.\n\nB."] and not reading.report.files[0]["left_out"]
     for name in ("a.json", "a.jsonl"): assert reading.texts(name, '{"a": {"b": ["A.", "B."]}}', yaml="rows: a.b\ntext: '{text}'") == ["A.", "B."]
 
 
