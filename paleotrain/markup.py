@@ -226,17 +226,21 @@ def decode_page(
     return page.removeprefix("\ufeff"), note
 
 # %% ../nbs/01_markup.ipynb #a88c31a3
+_JOINERS_OF_PAGES = re.compile(r"[\u200c\u200d\u180e]|&(?:zwn?j|#820[45]|#[xX]200[cCdD]|#6158|#[xX]180[eE]);")
+_HELD = dict(zip("\u200c\u200d\u180e", "\U0001d1aa\U0001d1ab\U0001d1ac", strict=True)) # marks of notes of music, which are printed
+_HELD_BACK = str.maketrans({held: joiner for joiner, held in _HELD.items()})
+
 def _html(path: Path, layout: Layout) -> Iterator[Row | Skip]:
     import trafilatura
     with opened(path) as file: raw = file.read()
     page, note = decode_page(path, raw, layout.encoding)
-    page = HALVES.sub(decode_halves, page)
+    page = _JOINERS_OF_PAGES.sub(lambda m: _HELD[html.unescape(m[0])], HALVES.sub(decode_halves, page)) # trafilatura drops what is not printed
     title = re.search(r"<title[^>]*>(.*?)</title", page, re.S | re.I)
     if note: yield note
     tree = trafilatura.load_html(page) if page.strip() else None
     if tree is not None: level(tree)
     text = trafilatura.extract(tree, include_comments=False) if tree is not None else None
-    if text: yield {"title": " ".join(html.unescape(title[1]).split()) if title else "", "text": text, "_number": 1}
+    if text: yield {"title": " ".join(html.unescape(title[1]).split()).translate(_HELD_BACK) if title else "", "text": text.translate(_HELD_BACK), "_number": 1}
     else: yield Skip("", "no text in the page", bad=False)
 
 # %% ../nbs/01_markup.ipynb #a34c4d5b
@@ -393,7 +397,8 @@ def _template(markup: str) -> tuple[str, str | None]:
     if name.startswith("lang-"): name = "nowrap"
     try:
         if name in _LAID_OUT: return name, _LAID_OUT[name](given, named)
-        values = {"1": named.get("text", named.get("quote", "")), **named, "last": given[-1] if given else "", "all": "–".join(given)}
+        values = {"1": named.get("text", named.get("quote", "")), "2": named.get("text", ""), "b": "", "p": "", **named,
+                  "last": given[-1] if given else "", "all": "–".join(given)}
         shown = re.sub(r"\{(\w+)\}", lambda m: values[m[1]], _BY_NAME[name])
         return name, shown if "{" not in _BY_NAME[name] or any(values.values()) else None
     except (KeyError, IndexError, ValueError): return name, None

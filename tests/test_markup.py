@@ -218,7 +218,15 @@ def test_xml_is_read_in_the_encoding_it_declares_or_the_source_file_does(declare
 
 @pytest.mark.parametrize(("markup", "text"), [
     ("{{val|1.23|+0.05|-0.03|u=Ma}}", "1.23 +0.05 −0.03 Ma"), ("{{val|5|(2)|u=m}}", "5(2) m"), ("{{convert|5|e6acre|km2}}", "5 million acre"),
-    ("__NOTOC__It lived.__KEIN_INHALTSVERZEICHNIS__", "It lived."), ("def __init__", "def __init__"), ("A __ПРИСИЛЬНИЙ_ЗМІСТ__ B", "A B"),
+    ("10{{su|p=6}} {{lang|de|text=Schiefer}}", "10^6 Schiefer"), ("__NOTOC__It lived.__KEIN_INHALTSVERZEICHNIS__", "It lived."), ("def __init__", "def __init__"), ("A __ПРИСИЛЬНИЙ_ЗМІСТ__ B", "A B"),
     ("[[Imaxe:O.jpg|x]] [[Kategooria:X]] [[სურათი:O.jpg]]A", "A")])
 def test_figures_of_templates_stay_whole_and_switches_of_a_page_go(markup, text):
     assert plain_markup(markup) == text
+
+
+@pytest.mark.parametrize("word", ["می\u200cخواهم", "ක\u0dca\u200dර", "\U0001f469\u200d\U0001f467", "ᠠ\u180eᠠ", "می&zwnj;خواهم", "می&#8204;خواهم",
+                                  "می&#x200C;خواهم", "\U0001f469&zwj;\U0001f467", "&#55357;&#56425;&#8205;&#55357;&#56423;"])
+def test_joiners_of_a_page_of_html_stay(word, tmp_path):
+    found = read(tmp_path / "a.html", page(word, f"<title>{word}</title>"))[0][0]
+    plain = normalise(word).text
+    assert len(plain) > 2 and found.title == plain and found.raw_text.startswith(f"{plain}. ")
