@@ -218,7 +218,8 @@ def test_xml_is_read_in_the_encoding_it_declares_or_the_source_file_does(declare
 
 @pytest.mark.parametrize(("markup", "text"), [
     ("{{val|1.23|+0.05|-0.03|u=Ma}}", "1.23 +0.05 −0.03 Ma"), ("{{val|5|(2)|u=m}}", "5(2) m"), ("{{convert|5|e6acre|km2}}", "5 million acre"),
-    ("10{{su|p=6}} {{lang|de|text=Schiefer}}", "10^6 Schiefer"), ("__NOTOC__It lived.__KEIN_INHALTSVERZEICHNIS__", "It lived."), ("def __init__", "def __init__"), ("A __ПРИСИЛЬНИЙ_ЗМІСТ__ B", "A B"),
+    ("10{{su|p=6}} {{lang|de|text=Schiefer}}", "10^6 Schiefer"),
+    ("__NOTOC__It lived.__KEIN_INHALTSVERZEICHNIS__", "It lived."), ("def __init__", "def __init__"), ("A __ПРИСИЛЬНИЙ_ЗМІСТ__ B", "A B"),
     ("[[Imaxe:O.jpg|x]] [[Kategooria:X]] [[სურათი:O.jpg]]A", "A")])
 def test_figures_of_templates_stay_whole_and_switches_of_a_page_go(markup, text):
     assert plain_markup(markup) == text
