@@ -6,9 +6,9 @@
 __all__ = ['MADE', 'PACKED', 'UNPACK', 'KINDS', 'BOMS', 'MAX_LINE', 'SUFFIXES', 'Paths', 'TWICE', 'JSON', 'TEXT_FIELDS', 'MEND',
            'MAX_BAD_SHARE', 'LONGEST', 'STRETCH', 'HEADING', 'WHOLE', 'PAGE', 'about_text', 'absent', 'suffix_of',
            'stem_of', 'opened', 'refuse_foreign', 'marked_encoding', 'encoding_of', 'bounded_lines', 'names_in',
-           'named_files', 'expand', 'Unreadable', 'json_value', 'BadValue', 'text_of', 'Document', 'ReadReport',
-           'undecodable', 'characters', 'read_lines', 'split_paragraphs', 'split_sections', 'clean_wikitext',
-           'is_wikitext', 'is_short', 'read_documents', 'first_document']
+           'named_files', 'expand', 'Unreadable', 'json_value', 'BadValue', 'name_of', 'text_of', 'Document',
+           'ReadReport', 'undecodable', 'characters', 'read_lines', 'split_paragraphs', 'split_sections',
+           'clean_wikitext', 'is_wikitext', 'is_short', 'read_documents', 'first_document']
 
 # %% ../nbs/01_documents.ipynb #876d0a69
 import bz2
@@ -103,7 +103,8 @@ def _zstd(path: Path) -> Any:
     return pyarrow.input_stream(str(path), compression="zstd")
 
 UNPACK: tuple[tuple[bytes, Callable[[Path], Any]], ...] = (
-    (rb"\x1f\x8b\x08", gzip.open), (rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", bz2.open), (rb"\xfd7zXZ\x00", lzma.open), (rb"\x28\xb5\x2f\xfd", _zstd))
+    (rb"\x1f\x8b\x08", gzip.open), (rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", bz2.open), (rb"\xfd7zXZ\x00", lzma.open),
+    (rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", _zstd)) # the second begins a frame to be skipped
 
 def opened(path: Path) -> BinaryIO:
     "The bytes of a file, unpacked where it is packed."
@@ -117,9 +118,15 @@ KINDS = ((rb"PK\x03\x04", "a zip archive, as .xlsx and .docx are", "save it as C
          (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file, as .xls and .doc are", "save it as CSV or as text", ()),
          (rb"version https://git-lfs", "a pointer of Git LFS and not the file itself", "fetch that, as in: git lfs pull", ()),
          (rb"/annex/objects/", "a pointer of git-annex and not the file itself", "fetch that, as in: git annex get", ()),
+         (rb"\x1f\x8b|BZh[1-9]1AY|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|\x04\x22M\x18|.{257}ustar",
+          "an archive, or packed twice", "unpack it", ()),
+         (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|II\*\0|MM\0\*", "a picture", "take it out; a scan wants OCR first", ()),
+         (rb"SQLite format 3", "a database of SQLite", "write its table as CSV", ()),
+         (rb"(?:\xef\xbb\xbf)?\s*(?:\[\s*)?\{\s*\"[^\"\n]{1,80}\"\s*:", "JSON", "name it .json, or .jsonl where each line is an object",
+          ("json", "jsonl", "ndjson")),
          (rb"%PDF-", "a PDF", "name it .pdf", ("pdf",)), (rb"PAR1", "Parquet", "name it .parquet", ("parquet",)),
          (rb"ARROW1|\xff\xff\xff\xff", "an Arrow file", "save it as Parquet", ()), (rb"\{\\rtf", "RTF", "save it as text", ()),
-         (rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)?<(?:!doctype html|html|head|body|script|meta|title)\b",
+         (rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)?<(?:!doctype html|html|head|body|script|meta|title|table)\b",
           "a page of HTML", "name it .html, or fetch the file again", ("html", "xml")),
          (rb"(?:\xef\xbb\xbf)?<\?xml\b", "XML", "name it .xml or .html, or fetch the file again", ("html", "xml", "mediawiki")))
 
@@ -342,6 +349,14 @@ def _no_text(value: Any, name: str) -> BadValue:
     what = "number" if isinstance(value, (int, float, Decimal)) else type(value).__name__
     return BadValue(f"{called} is a {what}, not a text", _in_place(name, name) if isinstance(value, _PLAIN) else MEND)
 
+_NOTHING = {"nan", "none", "null", "nil", "na", "n/a", "#n/a", "<na>", "nat", "\\n"} # as pandas, R, Excel and databases write it
+
+def name_of(
+    text: str, # of a column that names a document or a publication
+) -> str:
+    "The text; nothing where it is blank, or a program's word for nothing, which would make one publication of all rows without one."
+    return "" if text.strip().casefold() in _NOTHING or not text.strip() else text
+
 def text_of(
     value: Any, # of a column
     name: str = "", # the column's, for the message
@@ -388,10 +403,11 @@ def _document(line: str, path: Path, number: int) -> Document:
     for name in TEXT_FIELDS:
         value = row.get(name)
         given |= value is not None and value == value # NaN is not given either
-        if text := text_of(value, name, numbers=False): break
+        if (text := text_of(value, name, numbers=False)).strip(): break
     if not given: raise _BadLine(f"no text in fields {', '.join(TEXT_FIELDS)}", *row)
     text = unicodedata.normalize("NFC", text) # one way to write é, for terms and words alike
     known = {name: value for name in ("doc_id", "pub_id", "title", "source", "licence") if (value := text_of(row.get(name), name)).strip()}
+    known = {name: value for name, value in known.items() if name not in ("doc_id", "pub_id") or name_of(value)}
     for name, value in ("text", text), *known.items():
         if re.search("[\0\ud800-\udfff]", value): raise _BadLine(f"{name} holds a NUL or half a surrogate pair")
     return Document(known.pop("doc_id", f"{stem_of(path)}#{number}"), text, known.pop("pub_id", "") or sha256(text), path=str(path), **known)
@@ -435,6 +451,7 @@ def undecodable(
     try: raw.decode(encoding.removesuffix("-sig"))
     except UnicodeDecodeError as error: start = error.start
     found, name = f"byte {start:,} is not {encoding.removesuffix('-sig').upper()}", path.name
+    if encoding.removesuffix("-sig") != "utf-8": return UserError(path, found, "declare the encoding that it is in, or save it as UTF-8")
     return UserError(path, found, f"save it as UTF-8, as in: iconv -f LATIN1 -t UTF-8 {name} > new.txt, with its own encoding for LATIN1")
 
 def characters(

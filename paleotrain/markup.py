@@ -27,7 +27,7 @@ from xml.etree.ElementTree import ParseError
 import webencodings
 
 from .documents import MAX_BAD_SHARE, PAGE, characters, clean_wikitext, is_short, is_wikitext, opened, read_lines, split_paragraphs, split_sections
-from .formats import BrokenFile, Layout, Row, Skip, UnknownLayout
+from .formats import WIDER, BrokenFile, Layout, Row, Skip, UnknownLayout
 
 # %% ../nbs/01_markup.ipynb #5c63de2c
 HASH = re.compile(r"# (?=\S)") # a heading of the first rank in Markdown
@@ -74,20 +74,30 @@ def lowered(before: str, inside: str, after: str = "") -> str:
 
 # %% ../nbs/01_markup.ipynb #a0a104f7
 _NAMES = {"superscript": "sup", "subscript": "sub", "inf": "sub"} # of other formats
-_STYLE = re.compile(r"\b(?:(super|superscript|sup)|(?:sub|subscript))\b") # vertical-align: super in HTML, rend="superscript" in TEI
+_STYLE = re.compile(r"(?<![\w-])(?:(super|superscript|sup)|(?:sub|subscript))(?![\w-])") # vertical-align: super in HTML, rend="superscript" in TEI
+_INLINE = {"span", "font", "small", "hi", "i", "em", "b", "strong", "a", "tt", "var", "u"} # what a style may raise
 _MATHML = {"msup": ("sup",), "msub": ("sub",), "msubsup": ("sub", "sup")} # what the children after the first are
 _BLOCKS = {"p", "div", "td", "th", "tr", "li", "dd", "dt", "br", "body", "h1", "h2", "h3", "h4", "h5", "h6"} # no text runs on across their edges
 _LINKS = {"a", "xref"}
 
 def _name(element: Any) -> str: return re.sub(r"^\{.*\}", "", element.tag).lower() if isinstance(element.tag, str) else ""
 
+def _bracketed(element: Any, sign: str = "") -> None:
+    "Put a sign before the text of an element, and brackets around it where it is more than one figure or word."
+    before, after = (sign, "") if _PLAIN.fullmatch("".join(element.itertext()).strip()) else (f"{sign}(", ")")
+    element.text = before + (element.text or "")
+    if len(element): element[-1].tail = (element[-1].tail or "") + after
+    else: element.text += after
+
 def _name_alike(tree: Any) -> None:
     "Give all that is raised or lowered the names that HTML has for it."
     for element in [e for e in tree.iter() if isinstance(e.tag, str)]:
         for child, name in zip(element[1:], _MATHML.get(_name(element), ()), strict=False): child.tag = name
-        if _name(element) == "mfrac" and len(element) == 2: element[0].tail = "/"
-        inline = _name(element) in ("span", "font", "small", "hi")
-        style = inline and _STYLE.search(f"{element.get('style', '')} {element.get('rend', '')}")
+        if _name(element) == "msqrt": _bracketed(element, "√")
+        if _name(element) == "mfrac" and len(element) == 2:
+            for part in element: _bracketed(part)
+            element[0].tail = "/"
+        style = _name(element) in _INLINE and _STYLE.search(" ".join(element.get(name, "") for name in ("style", "rend", "class")))
         alike = _NAMES.get(_name(element)) or style and ("sup" if style[1] else "sub")
         if alike and element is not tree: element.tag = alike
 
@@ -102,8 +112,8 @@ def _is_note(element: Any, text: str) -> bool:
 def _finder() -> Any:
     "Finds, fast, whether a tree has anything to level: most rows of XML have not."
     from lxml import etree
-    names = " ".join(("sup", "sub", *_NAMES, *_MATHML, "mfrac", "hi"))
-    return etree.XPath(f"boolean(.//*[contains(' {names} ', concat(' ', local-name(), ' ')) or contains(@style, 'vertical-align')])")
+    names = " ".join(("sup", "sub", *_NAMES, *_MATHML, "mfrac", "msqrt", "hi"))
+    return etree.XPath(f"boolean(.//*[contains(' {names} ', concat(' ', local-name(), ' ')) or contains(@style, 'vertical-align') or contains(@class, 'su')])")
 
 def _after(element: Any) -> str:
     following = element.getnext()
@@ -129,7 +139,7 @@ def level(
     etree.strip_tags(tree, "{*}sup", "{*}sub")
 
 # %% ../nbs/01_markup.ipynb #dff73f5b
-_HALF = r"&(?:amp;)*#(?:5[5-7]\d{3}|[xX][dD][89a-fA-F][\da-fA-F]{2});"
+_HALF = r"&(?:amp;)*#(?:0*5[5-7]\d{3}|[xX]0*[dD][89a-fA-F][\da-fA-F]{2});"
 HALVES = re.compile(f"{_HALF}(?:{_HALF})+") # numeric entities, among them halves of surrogate pairs
 _NO_TEXT = re.compile(r"[\0-\x08\x0e-\x1f\x7f\ud800-\udfff]")
 
@@ -207,6 +217,8 @@ def decode_page(
     label = mark or given or declared(raw[:16_384])
     known = _codec(label, meta=not mark and not given) if label else None
     name, codec = known or ("utf-8", codecs.lookup("utf-8"))
+    if not mark and not given and name.startswith(("windows-", "iso-8859-")) and not _decoded(raw, "utf-8", codecs.lookup("utf-8"))[1]:
+        name, codec = "utf-8", codecs.lookup("utf-8") # the server said so: in these encodings no text beyond ASCII happens to be UTF-8
     page, lost = _decoded(raw, name, codec)
     if lost > MAX_BAD_SHARE * sum(char > "\x7f" for char in page):
         raise _undecodable(path, raw, known, "the source file" if given and not mark else "the page", label)
@@ -214,17 +226,21 @@ def decode_page(
     return page.removeprefix("\ufeff"), note
 
 # %% ../nbs/01_markup.ipynb #a88c31a3
+_JOINERS_OF_PAGES = re.compile(r"[\u200c\u200d\u180e]|&(?:zwn?j|#820[45]|#[xX]200[cCdD]|#6158|#[xX]180[eE]);")
+_HELD = dict(zip("\u200c\u200d\u180e", "\U0001d1aa\U0001d1ab\U0001d1ac", strict=True)) # marks of notes of music, which are printed
+_HELD_BACK = str.maketrans({held: joiner for joiner, held in _HELD.items()})
+
 def _html(path: Path, layout: Layout) -> Iterator[Row | Skip]:
     import trafilatura
     with opened(path) as file: raw = file.read()
     page, note = decode_page(path, raw, layout.encoding)
-    page = HALVES.sub(decode_halves, page)
+    page = _JOINERS_OF_PAGES.sub(lambda m: _HELD[html.unescape(m[0])], HALVES.sub(decode_halves, page)) # trafilatura drops what is not printed
     title = re.search(r"<title[^>]*>(.*?)</title", page, re.S | re.I)
     if note: yield note
     tree = trafilatura.load_html(page) if page.strip() else None
     if tree is not None: level(tree)
     text = trafilatura.extract(tree, include_comments=False) if tree is not None else None
-    if text: yield {"title": " ".join(html.unescape(title[1]).split()) if title else "", "text": text, "_number": 1}
+    if text: yield {"title": " ".join(html.unescape(title[1]).split()).translate(_HELD_BACK) if title else "", "text": text.translate(_HELD_BACK), "_number": 1}
     else: yield Skip("", "no text in the page", bad=False)
 
 # %% ../nbs/01_markup.ipynb #a34c4d5b
@@ -278,13 +294,22 @@ def _together(values: Any, more: Any) -> list[Any]: # of several elements of one
     return [*(values if isinstance(values, list) else [values]), *(more if isinstance(more, list) else [more])]
 
 # %% ../nbs/01_markup.ipynb #01f1d63d
+def _xml_encoding(path: Path, layout: Layout) -> str | None:
+    "The encoding that a source file declares, or a wider one than the XML declares; None where it can be read as it says."
+    with opened(path) as file: label = declared(file.read(1024))
+    try: wider = WIDER.get(codecs.lookup(label).name) if label else None
+    except LookupError: wider = None
+    name = layout.encoding or wider
+    return "big5-hkscs" if name == "big5hkscs" else name
+
 def _xml(path: Path, layout: Layout) -> Iterator[Row | Skip]:
     from lxml import etree
     if not layout.rows: raise UnknownLayout(path, "nothing says which element of this XML is a row", "name it in the source file, as in rows: QAPair")
     number, seen = 0, dict[str, None]()
     above: list[_Open] = []
     try:
-        for event, element in etree.iterparse(opened(path), ("start", "end"), resolve_entities=False, no_network=True, load_dtd=False):
+        encoding = _xml_encoding(path, layout)
+        for event, element in etree.iterparse(opened(path), ("start", "end"), encoding=encoding, resolve_entities=False, no_network=True, load_dtd=False):
             if event == "start":
                 above.append(_Open(tag := _tag(element), {f"{tag}@{name}": value for name, value in element.attrib.items()}))
                 continue
@@ -297,7 +322,9 @@ def _xml(path: Path, layout: Layout) -> Iterator[Row | Skip]:
                 element.clear(keep_tail=True)
             elif above and not len(element): above[-1].around[f"{above[-1].tag}.{this.tag}"] = element.text or ""
             if not any(outer.tag == layout.rows for outer in above): _let_go(element)
-    except etree.XMLSyntaxError as error: raise BrokenFile(path, f"not XML after {number:,} rows ({error})", "mend it, or fetch it again") from None
+    except etree.XMLSyntaxError as error:
+        fix = "declare encoding: in a source file" if "encoding" in str(error) else "mend it, or fetch it again"
+        raise BrokenFile(path, f"not XML after {number:,} rows ({error})", fix) from None
     if not number: raise UnknownLayout(path, f"no element {layout.rows}; elements found: {', '.join([*seen][:12])}", "name the one that is a row: rows: ...")
 
 # %% ../nbs/01_markup.ipynb #f846e162
@@ -323,7 +350,8 @@ _FIGURE = re.compile(r"[-−+]?[\d.,]*\d[\d.,+/⁄]*")
 
 def _unit(code: str) -> str:
     "A unit as people write it: km2 is km^2, sqmi is sq mi."
-    code = re.sub(r"^(sq|cu)(?=\w)", r"\1 ", code.strip())
+    code = re.sub(r"^e([369])(?=[a-zA-Z])", lambda m: {"3": "thousand ", "6": "million ", "9": "billion "}[m[1]], code.strip())
+    code = re.sub(r"^(sq|cu)(?=\w)", r"\1 ", code)
     return {"C": "°C", "F": "°F"}.get(code, re.sub(r"(?<=[a-z])([23])\b", r"^\1", code))
 
 def _converted(given: list[str], named: dict[str, str]) -> str:
@@ -335,7 +363,8 @@ def _converted(given: list[str], named: dict[str, str]) -> str:
 
 def _value(given: list[str], named: dict[str, str]) -> str:
     "A figure with its uncertainty, power of ten and unit."
-    about = f" ± {given[1]}" if len(given) == 2 else f" +{given[1]} −{given[2].lstrip('-−')}" if len(given) > 2 else ""
+    about = f" ± {given[1]}" if len(given) == 2 else f" +{given[1].lstrip('+')} −{given[2].lstrip('-−')}" if len(given) > 2 else ""
+    if len(given) == 2 and given[1].startswith("("): about = given[1] # 5(2): the last figure is unsure
     figure = f"({given[0]}{about})" if about and "e" in named else given[0] + about
     power = f" × 10<sup>{named['e']}</sup>" if "e" in named else ""
     unit = next((_unit(named[name]) for name in ("u", "ul", "up", "upl") if name in named), "")
@@ -368,7 +397,8 @@ def _template(markup: str) -> tuple[str, str | None]:
     if name.startswith("lang-"): name = "nowrap"
     try:
         if name in _LAID_OUT: return name, _LAID_OUT[name](given, named)
-        values = {"1": named.get("text", named.get("quote", "")), **named, "last": given[-1] if given else "", "all": "–".join(given)}
+        values = {"1": named.get("text", named.get("quote", "")), "2": named.get("text", ""), "b": "", "p": "", **named,
+                  "last": given[-1] if given else "", "all": "–".join(given)}
         shown = re.sub(r"\{(\w+)\}", lambda m: values[m[1]], _BY_NAME[name])
         return name, shown if "{" not in _BY_NAME[name] or any(values.values()) else None
     except (KeyError, IndexError, ValueError): return name, None
@@ -415,7 +445,8 @@ _NAMESPACES = (
     "изображение категория зображення категорія выява катэгорыя картинка датотека слика категорија αρχείο εικόνα "
     "κατηγορία ملف صورة تصنيف پرونده تصویر رده زمرہ קובץ תמונה קטגוריה चित्र श्रेणी वर्ग চিত্র বিষয়শ্রেণী படிமம் "
     "பகுப்பு దస్త్రం వర్గం ไฟล์ ภาพ หมวดหมู่ 文件 檔案 档案 图像 圖像 分类 分類 ファイル 画像 カテゴリ 파일 그림 분류 ფაილი კატეგორია պատկեր "
-    "կատեգորիա ").split()
+    "կատեգորիա kategooria fail imaxe ficheru bilde fasciculus imago სურათი сурет санат податотека talaksan larawan "
+    "kategorya picha faili jamii tasvir turkum skeda figura فائل പ്രമാണം ചിത്രം വർഗ്ഗം").split()
 _VARIANTS = re.compile(r"-\{((?:(?!-\{).)*?)\}-", re.S)
 
 def no_words(
@@ -433,7 +464,7 @@ def _variant(m: re.Match[str]) -> str:
 
 # %% ../nbs/01_markup.ipynb #bb9490dd
 _CUTS = [re.compile(pattern, re.S | re.I | re.M) for pattern in (
-    r"[\x00-\x02]", r"<!--.*?-->", r"<ref\b[^<>]*?/>|<ref\b[^<>]*>.*?</ref\s*>",
+    r"[\x00-\x02]", r"<!--.*?-->", r"(?-i:__[^\W\d_a-z]{3,}(?:_[^\W\d_a-z]+)*__)", r"<ref\b[^<>]*?/>|<ref\b[^<>]*>.*?</ref\s*>",
     r"^\[\[[a-z]{2,3}(?:-[a-z-]+)?:[^\[\]|]*\]\][ \t]*$")]                                             # the same page in other languages
 _MATH = re.compile(r"<math\b[^<>]*?(?:/>|>(.*?)</math\s*>)", re.S | re.I)
 _INNERMOST = re.compile(r"\{\{(?:[^{}]|(?<!\{)\{(?![{|])|(?<![}|])\}(?!\}))*?\}\}", re.S)              # a template that holds no other

@@ -222,7 +222,7 @@ def _pages(text: str, runs: set[str]) -> list[Edit]:
 LINE_HYPHEN = re.compile(r"- *\n *(?=(\w+))")
 LANGUAGES = { # small words that tell a language, and those that may follow one half of a pair: pre- and postglacial
     "en": ("the of is in to a and was that with by from this are as it on for at were which not be has", "and or nor to"),
-    "de": ("der die das ist in und nicht mit den von im ein eine zu auf dem des sich als für war sind aus es", "und oder sowie"),
+    "de": ("der die das ist in und nicht mit den von im ein eine zu auf dem des sich als für war sind aus es", "und oder sowie bzw"),
     "nl": ("het een van dat niet zijn de voor op te met is in en was die bij aan door ook er als om uit", "en of tot"),
     "fr": ("le la les des est une un dans du que pour au et de en à par sur qui ne pas il se aux", "et ou"),
     "es": ("el los las que una por con del se lo de la en y a un es su para no al como más o e", "y e o u"),
@@ -235,23 +235,33 @@ LANGUAGES = { # small words that tell a language, and those that may follow one 
     "pl": ("w na się nie jest z do że od i to jak po są przez dla oraz", "i oraz lub albo"),
     "cs": ("je na se že v s do jako by a i o ve jsou pro byl z", "a i nebo"),
     "ru": ("в не на что с как по это из и а к у он для был от", "и или"),
-    "uk": ("в не на що з як до це у і та є за від для був", "і й та або")}
+    "uk": ("в не на що з як до це у і та є за від для був", "і й та або"),
+    "fi": ("ja on ei että se oli joka myös kuin ovat sen hän mutta tai", "ja tai sekä"),
+    "hu": ("a az és hogy nem egy is volt meg ez ki mint csak", "és vagy illetve"),
+    "ro": ("și de la în cu pe nu o un din este să mai care sau pentru", "și sau")}
 _ANYWHERE = {"und", "oder", "sowie", "och", "oraz", "lub", "albo"} # which end no word of another language
 
 def _language(counts: Counter[str]) -> str:
     "The language whose small words are most among these; English where there is none."
-    seen = {name: sum(counts[word] for word in small.split()) for name, (small, _) in LANGUAGES.items()}
+    seen = {name: sum(max(0, counts[word]) for word in small.split()) for name, (small, _) in LANGUAGES.items()}
     return max(seen, key=seen.__getitem__)
 
 # %% ../nbs/01_normalise.ipynb #79a82663
-_SMALL = {"of", "the", "and", "by", "for", "off", "du", "la", "von", "van", "der", "t"} # within a compound of several
+_SMALL = {"of", "the", "and", "by", "for", "off", "du", "la", "von", "van", "der", "t", "to", "à", "year", "day", "week", "month"} # in compounds of several
+_LINK = {"of", "the", "and", "by", "for", "to", "à"} # those of them that are no end of a word
+_IN = {"law", "laws", "hand", "cheek", "chief", "charge", "situ", "residence", "command", "waiting", "between"} # mother-in-law
 _SECOND = {"dependent", "independent", "based", "bearing", "grained", "shaped", "associated", "specific", "induced", "mediated", "derived", "containing",
            "resistant", "sensitive", "positive", "negative", "treated", "linked", "driven", "rich", "poor", "dimensional", "bodied", "legged",
-           "scale", "term"} # of English compounds
-_OFTEN_FIRST = {"two", "three", "four", "five", "half", "self", "well", "long", "short", "high", "low", "large", "small"} # of many compounds
+           "scale", "term", "related", "making", "called", "effective", "order", "temperature", "pressure", "energy", "preserved", "documented", "defined",
+           "established", "developed", "studied"} # of English compounds
+_OFTEN_FIRST = {"two", "three", "four", "five", "half", "self", "well", "long", "short", "high", "low", "large", "small", "so", "age"} # of many compounds
 _PREFIXES = "inter intra over under super ultra hyper multi semi anti trans counter extra infra para peri poly some fore north south"
 _FIRST = re.compile(rf"(?!(?:{_PREFIXES.replace(' ', '|')})\Z)\w{{3,}}[^\Wo\d_]") # a word that may begin a compound
-_FRENCH = {"il", "ils", "elle", "elles", "on", "vous", "même", "mêmes"}, {"après", "celui", "celle", "ceux", "celles", "demi"} # peut-il; celui-ci
+_FRENCH = {"il", "ils", "elle", "elles", "on", "vous", "même", "mêmes"}, {
+    "après", "celui", "celle", "ceux", "celles", "demi", "peut", "là", "dix", "vingt", "trente", "quarante", "cinquante", "soixante"} # peut-il; celui-ci
+
+_LETTERED = {"ray", "rays", "axis", "value", "values", "test", "tests", "type", "shaped", "mail", "wave", "waves"} # x-ray
+_TO = {"moi", "nous", "lui", "leur", "le", "la", "les"} # donnez-moi
 
 def _word_before(text: str, at: int) -> str: return re.split(r"\W", text[max(0, at - 40):at])[-1].lower() # no word is longer
 
@@ -281,21 +291,24 @@ def _hyphens(text: str, runs: set[str]) -> list[Edit]:
     edits = []
     for m in found:
         left, right = _word_before(text, m.start()), m[1].lower()
-        if right in known.suspended and not known.words[left + right] > 0: continue
+        after = text[m.end(1):m.end(1) + 1]
+        if right in known.suspended and after != "-" and not known.words[left + right] > 0: continue
         before = text[max(0, m.start() - len(left) - 20):m.start() - len(left)].rstrip(" \n")[-1:]
-        divided = text[m.start() - 1].islower() and m[1][0].islower() and not _hyphened(before, left, right, known)
+        divided = text[m.start() - 1].islower() and m[1][0].islower() and not _hyphened(before, left, right, after, known)
         edits.append((m.start() + (not divided), m.end(), ""))
     return edits
 
-def _hyphened(before: str, left: str, right: str, known: _Evidence) -> bool:
-    "Whether the hyphen is the word's own; `before` is what stands before its left half."
+def _hyphened(before: str, left: str, right: str, after: str, known: _Evidence) -> bool:
+    "Whether the hyphen is the word's own; `before` stands before its left half, `after` behind its right one."
     if (left, right) in known.compounds: return True
     if known.words[left + right] > 0: return False
-    if before == "-" and (left in _SMALL or known.words[left] > 0 and known.words[right] > 0): return True
-    if known.language == "fr": return right in _FRENCH[0] or left in _FRENCH[1]
+    if before == "-" and (left in _SMALL or left == "in" and right in _IN or known.words[left] > 0 and known.words[right] > 0): return True
+    if after == "-" and right in _LINK or len(left) == 1 and right in _LETTERED: return True # end-to-end
+    if known.language == "fr": return right in _FRENCH[0] or left in _FRENCH[1] or left.endswith("ez") and right in _TO
     if known.language != "en": return False # other languages write most compounds without a hyphen
     apart = known.words[right] > 0 and len(right) > 3
-    return left in _OFTEN_FIRST and apart or bool(_FIRST.fullmatch(left)) and (right in _SECOND or apart and known.words[left] > 0)
+    if left in _OFTEN_FIRST: return apart or right in _SECOND
+    return bool(_FIRST.fullmatch(left)) and (right in _SECOND or apart and known.words[left] > 0)
 
 # %% ../nbs/01_normalise.ipynb #468f8a33
 BLANKS = [re.compile(pattern) for pattern in ("  [ \n]*", r" \n[ \n]*", r"\n(?: [ \n]*|\n[ \n]+)")] # each found by its first letters, which is fast

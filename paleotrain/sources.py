@@ -8,6 +8,7 @@ __all__ = ['SUFFIXES', 'READ', 'TEXTS', 'Item', 'Make', 'Wanted', 'Download', 'S
            'text_wanted', 'read_rows', 'read_records']
 
 # %% ../nbs/01_sources.ipynb #1620315c
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -20,9 +21,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from .core import PhaseConfig, Settings, UserError, locate, located, refuse_unknown, sha256_file
-from .documents import (MAX_BAD_SHARE, PACKED, BadValue, ReadReport, absent, text_of, named_files, opened, refuse_foreign, stem_of,
-                                  suffix_of,
-                                  undecodable)
+from .documents import (MAX_BAD_SHARE, PACKED, BadValue, ReadReport, absent, name_of, named_files, opened, refuse_foreign, stem_of,
+                                  suffix_of, text_of, undecodable)
 from .download import MissingSource
 from .formats import TABLES, Layout, Row, Skip, UnknownLayout, all_columns
 from .mapping import Example, Turns, answered, dialogue, fill, has, named, pair, replaced, shown
@@ -69,6 +69,12 @@ class _Words(yaml.SafeLoader):
     "Every plain word of a source file is text, `no`, 2024 and 2001-02-03 too: its fields say what is a switch."
     yaml_implicit_resolvers = {first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
                                for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        "A mapping; an error for a field that is there twice, of which YAML would take the last."
+        twice = [name for name, times in Counter(key.value for key, _ in node.value).items() if times > 1]
+        if twice: raise yaml.YAMLError(f"the field {twice[0]} is there twice")
+        return super().construct_mapping(node, deep)
 
 def _declared(place: object, values: dict[str, Any]) -> Source:
     try: return Source(**values)
@@ -199,14 +205,14 @@ def _given(row: Row, name: str) -> str: # nothing for blanks, which would make o
 
 def id_of(source: Source, row: Row) -> str:
     "The id of a row within its source: as the template says, else its doc_id, else `<file>#<number>`."
-    return fill(source.id, row) if source.id else _given(row, "doc_id") or f"{row['_file']}#{row['_number']}"
+    return name_of(fill(source.id, row) if source.id else _given(row, "doc_id")) or f"{row['_name']}#{row['_number']}"
 
 def _records(source: Source, row: Row, path: Path) -> list[Record]:
     "The documents of one row; none where all its texts are empty."
     texts, row_id = _texts(source, row), id_of(source, row)
     title = fill(source.row_title, row) if source.row_title else _given(row, "title")
     whole = f"{path.parent.name}/{path.name}" if row["_format"] in ("txt", "html", "pdf") else "" # a book is never split
-    publication = fill(source.group, row) if source.group else _given(row, "pub_id") or whole
+    publication = name_of(fill(source.group, row) if source.group else _given(row, "pub_id")) or whole
     chats = tuple(chat for messages in examples(source, row, path) if (chat := answered(messages)))
     records: list[Record] = []
     for count, text in enumerate(texts, 1):
@@ -250,19 +256,27 @@ Make = Callable[[Source, Row, Path], list[Item] | Skip] # what a row becomes, or
 
 Wanted = Callable[[Source, Collection[str]], list[str] | None] # which columns of those found are read; None where they make no row
 
-def _rows(source: Source, path: Path, kind: str, wanted: Wanted) -> Iterator[Row | Skip]:
-    "The rows of a file, each with its file's name, folder and format."
+def _names_of(files: Sequence[Path]) -> dict[Path, str]:
+    "What the rows of each file are named after: its stem; of files with one stem, the path below the folder that all are in."
+    stems = Counter(map(stem_of, files))
+    base = os.path.commonpath([path.absolute().parent for path in files]) if files else ""
+    return {path: stem_of(path) if stems[stem_of(path)] == 1 else path.absolute().relative_to(base).as_posix() for path in files}
+
+def _rows(source: Source, path: Path, name: str, wanted: Wanted) -> Iterator[Row | Skip]:
+    "The rows of a file, each with its file's names, folder and format."
+    kind = _format(path, source)
     refuse_foreign(path, kind)
     read = TABLES[kind](path, source, partial(wanted, source)) if kind in TABLES else MARKUP[kind](path, source)
-    around = {"_file": stem_of(path), "_folder": path.parent.name, "_format": kind}
+    around = {"_file": stem_of(path), "_name": name, "_folder": path.parent.name, "_format": kind}
     for row in read: yield row if isinstance(row, Skip) else row | around
 
-def _read_file(source: Source, path: Path, make: Make[Item], wanted: Wanted, entry: dict[str, Any], report: ReadReport, unseen: set[str]) -> Iterator[Item]:
+def _read_file(source: Source, path: Path, make: Make[Item], rows_read: Iterator[Row | Skip], entry: dict[str, Any], report: ReadReport,
+               unseen: set[str]) -> Iterator[Item]:
     rows = bad = fitting = 0
     fix = ""
     left_out: Counter[str] = Counter()
     misfit: UnknownLayout | None = None
-    for row in _rows(source, path, _format(path, source), wanted):
+    for row in rows_read:
         if unseen and isinstance(row, dict): unseen -= {name for name in unseen if has(row, name)}
         try: found = make(source, row, path) if isinstance(row, dict) else row
         except KeyError as error:
@@ -326,13 +340,13 @@ def read_rows(
 ) -> Iterator[Item]:
     "What the rows of all files become, one after the other, never all in memory."
     failed = items = 0
-    unseen = _names(source)
+    unseen, called = _names(source), _names_of(files)
     for path in files:
         entry: dict[str, Any] = {"path": str(path), "sha256": sha256_file(path), "bytes": path.stat().st_size, "documents": 0,
                                  "licence": source.licence or None, "bad_lines": [], "left_out": {}}
         report.files.append(entry)
         try:
-            for item in _read_file(source, path, make, wanted, entry, report, unseen):
+            for item in _read_file(source, path, make, _rows(source, path, called[path], wanted), entry, report, unseen):
                 entry["documents"] += 1; items += 1
                 yield item
         except UserError as error:

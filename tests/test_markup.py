@@ -161,7 +161,8 @@ def test_joiners_without_use_go(raw, text):
 
 
 @pytest.mark.parametrize(("raw", "text"), [("&#55357;&#56832;", "\U0001f600"), ("&#xD83D;&#xDE00;!", "\U0001f600!"),
-                                           ("&amp;#55357;&amp;#56832;", "\U0001f600"), ("&#55357;", "\ufffd"),
+                                           ("&amp;#55357;&amp;#56832;", "\U0001f600"),
+                                           ("&#0055357;&#x0DE00;", "\U0001f600"), ("&#55357;", "\ufffd"),
                                            ("don&#146;t", "don't"), ("&#128;", "€")])
 def test_numeric_entities_mean_what_they_mean_in_browsers_and_a_pair_is_one_character(raw, text):
     assert normalise(raw).text == text
@@ -171,6 +172,16 @@ def test_numeric_entities_mean_what_they_mean_in_browsers_and_a_pair_is_one_char
     ("the state-of-the-\nart", "the state-of-the-art"), ("a well-docu-\nmented find", "a well-documented find"),
     ("the interferon-\ndependent cells", "the interferon-dependent cells"),
     ("an inter-\ndependent and in-\ndependent", "an interdependent and independent"), ("trilo-\nbites", "trilobites"),
+    ("a mother-in-\nlaw and five-year-\nold", "a mother-in-law and five-year-old"),
+    ("the up-to-\ndate state-\nof-the-art, end-\nto-end", "the up-to-date state-of-the-art, end-to-end"),
+    ("a well-in-\nformed protein-\nrich, prote-\nin-poor", "a well-informed protein-rich, protein-poor"),
+    ("the age-\nrelated low-\ntemperature first-\norder x-\nray, so-\ncalled",
+     "the age-related low-temperature first-order x-ray, so-called"),
+    ("the pack-\naged dis-\norder and cor-\nrelated re-\nmaking", "the packaged disorder and correlated remaking"),
+    ("c'est-à-\ndire que peut-\nêtre là-\nbas, donnez-\nmoi dix-\nsept de la mer",
+     "c'est-à-dire que peut-être là-bas, donnez-moi dix-sept de la mer"),
+    ("tuonti-\nja vienti on että se", "tuonti- ja vienti on että se"), ("be-\nés kivitel hogy az egy", "be- és kivitel hogy az egy"),
+    ("die Berg-\nbzw. Talbahn ist der", "die Berg- bzw. Talbahn ist der"),
     ("die Vor-\nund Nachteile", "die Vor- und Nachteile"),
     ("het vracht-\nen personenvervoer is", "het vracht- en personenvervoer is"),
     ("för-\noch nackdelar", "för- och nackdelar"), ("the wood-\nen and tak-\nen", "the wooden and taken"),
@@ -180,3 +191,43 @@ def test_numeric_entities_mean_what_they_mean_in_browsers_and_a_pair_is_one_char
     ("der Kalk-\nstein ist Stein aus Kalk", "der Kalkstein ist Stein aus Kalk")])
 def test_a_hyphen_at_a_line_end_stays_where_it_is_the_words_own(raw, text):
     assert normalise(raw).text == text == normalise(text).text
+
+
+@pytest.mark.parametrize(("markup", "text"), [
+    ("10<em style='vertical-align: super'>6</em> years", "10^6 years"), ("10<span class='superscript'>6</span> years", "10^6 years"),
+    ("x<i class='small sub'>max</i> here", "x_max here"), ("a <span class='sub-title'>5</span> here", "a 5 here"),
+    ("<math><msqrt><mn>2</mn></msqrt></math> here", "√2 here"), ("<math><msqrt><mi>a</mi><mo>+</mo><mn>1</mn></msqrt></math> here", "√(a+1) here"),
+    ("<math><mfrac><mrow><mi>a</mi><mo>+</mo><mn>1</mn></mrow><mn>2</mn></mfrac></math> here", "(a+1)/2 here")])
+def test_what_a_style_or_a_formula_raises_is_not_glued_either(markup, text, tmp_path):
+    assert read(tmp_path / "a.html", page(f"It is {markup}"))[0][0].raw_text.startswith(f"It is {text}. ")
+
+
+@pytest.mark.parametrize("declared", ["iso-8859-1", "windows-1252", "windows-1251"])
+def test_a_page_in_utf8_that_declares_an_encoding_of_single_bytes_is_read_as_utf8(declared, tmp_path):
+    assert read(tmp_path / "a.html", page("“Café” – don’t", META.format(declared)).encode())[0][0].raw_text.startswith("“Café” – don’t. ")
+
+
+@pytest.mark.parametrize(("declared", "written", "text"), [("gb2312", "gbk", "镕"), ("shift_jis", "cp932", "①髙"),
+                                                           ("euc-kr", "cp949", "똠"), ("big5", "cp950", "裏")])
+def test_xml_is_read_in_the_encoding_it_declares_or_the_source_file_does(declared, written, text, tmp_path):
+    rows, row = 'rows: row\ntext: "{p}"', f"<d><row><p>{text}</p></row></d>"
+    for data, mapping in ((f'<?xml version="1.0" encoding="{declared}"?>{row}', rows), (row, f"{rows}\nencoding: {declared}")):
+        assert read(tmp_path / "a.xml", data.encode(written), mapping)[0][0].raw_text == text
+    with pytest.raises(UserError, match="declare encoding: in a source file"): read(tmp_path / "a.xml", row.encode(written), rows)
+
+
+@pytest.mark.parametrize(("markup", "text"), [
+    ("{{val|1.23|+0.05|-0.03|u=Ma}}", "1.23 +0.05 −0.03 Ma"), ("{{val|5|(2)|u=m}}", "5(2) m"), ("{{convert|5|e6acre|km2}}", "5 million acre"),
+    ("10{{su|p=6}} {{lang|de|text=Schiefer}}", "10^6 Schiefer"),
+    ("__NOTOC__It lived.__KEIN_INHALTSVERZEICHNIS__", "It lived."), ("def __init__", "def __init__"), ("A __ПРИСИЛЬНИЙ_ЗМІСТ__ B", "A B"),
+    ("[[Imaxe:O.jpg|x]] [[Kategooria:X]] [[სურათი:O.jpg]]A", "A")])
+def test_figures_of_templates_stay_whole_and_switches_of_a_page_go(markup, text):
+    assert plain_markup(markup) == text
+
+
+@pytest.mark.parametrize("word", ["می\u200cخواهم", "ක\u0dca\u200dර", "\U0001f469\u200d\U0001f467", "ᠠ\u180eᠠ", "می&zwnj;خواهم", "می&#8204;خواهم",
+                                  "می&#x200C;خواهم", "\U0001f469&zwj;\U0001f467", "&#55357;&#56425;&#8205;&#55357;&#56423;"])
+def test_joiners_of_a_page_of_html_stay(word, tmp_path):
+    found = read(tmp_path / "a.html", page(word, f"<title>{word}</title>"))[0][0]
+    plain = normalise(word).text
+    assert len(plain) > 2 and found.title == plain and found.raw_text.startswith(f"{plain}. ")

@@ -378,3 +378,100 @@ def test_plain_words_of_a_source_file_are_text(reading):
     turns = "text: '{t.s}'\nturns: {list: t, role: '{by}', text: '{s}', roles: {yes: user, no: assistant}}"
     (found,) = reading.records("a.jsonl", json.dumps({"t": [{"by": "yes", "s": "A?"}, {"by": "no", "s": "B."}]}), yaml=turns)
     assert [message["role"] for message in found.sft[0]] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "NA", "N/A", "NULL", "None", "<NA>", "NaT", "\\N", " "])
+def test_a_programs_word_for_nothing_names_no_publication(reading, word):
+    rows = f"pub_id,doc_id,text\n{word},{word},A.\n{word},{word},B.\nNatural,NAN-1,C.\n"
+    wanted = [("own/a#2", "a:a#2"), ("own/a#3", "a:a#3"), ("own/Natural", "a:NAN-1")]
+    assert [(r.group, r.doc_id) for r in reading.records("a.csv", rows)] == wanted
+    lines = "\n".join(json.dumps({"pub_id": word, "doc_id": word, "text": text}) for text in "AB")
+    assert [d.doc_id for d in reading.documents("a.jsonl", lines)] == ["a#1", "a#2"] and len({d.group for d in reading.documents("a.jsonl", lines)}) == 2
+
+
+@pytest.mark.parametrize("empty", ["null", "NaN", '""', '" "', '"nan"', "[]"])
+def test_a_template_that_gives_no_id_or_publication_leaves_each_row_its_own(reading, empty):
+    lines = "\n".join(f'{{"key": {empty}, "text": "{text}."}}' for text in "AB")
+    found = reading.records("a.jsonl", lines, "text: '{text}'\nid: '{key}'\ngroup: '{key}'")
+    assert [(r.doc_id, r.group) for r in found] == [("s:a#1", "s/a#1"), ("s:a#2", "s/a#2")]
+
+
+def test_files_of_one_name_in_several_folders_have_documents_of_their_own(reading):
+    for name in ("x/2019/part-0.jsonl", "x/2020/part-0.jsonl", "x/a.jsonl", "x/b.csv", "x/b.json"):
+        reading.write(name, {"csv": "text\nBed.\n", "json": f"[{LINE}]"}.get(name.rpartition(".")[2], LINE))
+    source = plain_source(f"{reading.folder}/x", "own", SETTINGS)
+    found = list(read_records(source, source_files(source, SETTINGS), ReadReport()))
+    assert [r.doc_id for r in found] == ["x:2019/part-0.jsonl#1", "x:2020/part-0.jsonl#1", "x:a#1", "x:b.csv#2", "x:b.json#1"]
+    assert len({r.group for r in found}) == 5
+
+
+@pytest.mark.parametrize("declared, written, text", [
+    ("gb2312", "gbk", "镕基"), ("gbk", "gb18030", "𠮷"), ("shift_jis", "cp932", "①髙～"), ("euc-kr", "cp949", "똠방각하"), ("big5", "cp950", "裏恒"),
+    ("tis-620", "cp874", "…ก")])
+def test_a_declared_encoding_is_read_with_the_characters_that_people_write_in_it(reading, declared, written, text):
+    for name, data in (("a.csv", f"text\n{text}\n"), ("a.jsonl", json.dumps({"text": text}, ensure_ascii=False)), ("a.txt", text)):
+        assert reading.texts(name, data.encode(written), yaml=f"encoding: {declared}") == [text]
+
+
+def test_what_is_not_in_a_declared_encoding_is_told_without_a_guess(reading):
+    for name in ("a.csv", "a.txt"):
+        said = reading.refusal(reading.records, name, "text\nBed, café.\n".encode("cp1252"), "encoding: ascii")
+        assert "not ASCII" in said and "LATIN1" not in said and "mend" not in said and "declare" in said
+
+
+def test_an_escape_stands_before_a_quotation_mark_and_before_nothing_else(reading):
+    data = 'id,text\n1,"the \\nabla of \\"mud\\", C:\\\\new"\n2,\\N\n'
+    assert reading.texts("a.csv", data, yaml="escape: '\\'") == ['the \\nabla of "mud", C:\\new', "\\N"]
+    assert reading.texts("a.csv", "id,text\n1,a\\, b\\t\n", yaml="escape: '\\'\nquote: no") == ["a, b\\t"]
+
+
+def test_rows_that_two_quotation_marks_of_a_tsv_swallow_are_told(reading):
+    data = 'id\ttext\n1\t"Mud\n2\tshale"\n3\tash\n'
+    assert "a.tsv:2: several rows between two quotation marks: 2 of 3 rows are broken, more than 1 %; declare quote: false" in \
+        reading.refusal(reading.records, "a.tsv", data)
+    assert reading.texts("a.tsv", data, yaml="quote: no") == ['"Mud', 'shale"', "ash"]
+    assert reading.texts("a.tsv", 'id\ttext\n1\t"Mud\nand shale"\n') == ["Mud\nand shale"]
+
+
+def test_a_first_line_that_names_no_column_of_a_csv_is_told(reading):
+    for sign in ",;": assert f'declare delimiter: "{sign}"' in reading.refusal(reading.records, "a.csv", f"sep={sign}\nid{sign}text\n1{sign}Bed.\n")
+    assert 'declare delimiter: ";"' in reading.refusal(reading.records, "a.csv", "id;text;found, where\n1;Bed.;b\n")
+    assert reading.texts("a.csv", 'id,text,"a;b;c;d"\n1,Bed.,x\n') == ["Bed."]
+
+
+@pytest.mark.parametrize("data, said", [
+    (gzip.compress(b"a"), "an archive, or packed twice"), (b"7z\xbc\xaf\x27\x1c", "an archive"), (b"a" * 257 + b"ustar\0", "an archive"),
+    (b"\x89PNG\r\n", "a picture"), (b"SQLite format 3\0", "a database of SQLite")], ids=["gz", "7z", "tar", "png", "sqlite"])
+def test_what_lies_in_a_packed_file_is_told_by_its_first_bytes_too(reading, data, said):
+    for name in ("a.jsonl.gz", "a.csv.gz", "a.txt.gz"): assert f"{name}: {said}" in reading.refusal(reading.records, name, gzip.compress(data))
+
+
+def test_json_under_another_name_is_not_read_as_text(reading):
+    for name in ("a.txt", "a.csv", "a.tsv", "a.parquet", "a.html"):
+        for data in (LINE, f"[\n {LINE}]"): assert reading.refusal(reading.records, name, data).startswith(f"{name}: JSON, by its first bytes; name it .json")
+    assert "a.txt: JSON" in reading.refusal(reading.documents, "a.txt", LINE)
+    assert reading.texts("a.txt", '{curly} and "quoted": so it goes') and reading.texts("b.txt", '["Mud", he said]')
+
+
+def test_rows_beside_the_text_of_an_object_are_counted_and_texts_at_the_end_of_a_path_are_read(reading):
+    whole = {"text": "About.", "data": [{"text": "A."}, {"text": "B."}], "tags": ["x"], "refs": [{"url": "u"}]}
+    assert reading.texts("a.json", json.dumps(whole)) == ["About."]
+    assert reading.report.files[0]["left_out"] == {"a row in the field data, not read (rows: data would read it)": 2}
+    assert reading.texts("a.json", json.dumps(whole), yaml="rows: data") == ["A.", "B."]
+    assert reading.texts("a.json", json.dumps(whole), yaml="text: '{text} {data.text}'") == ["About. A.\n\nB."] and not reading.report.files[0]["left_out"]
+    for name in ("a.json", "a.jsonl"): assert reading.texts(name, '{"a": {"b": ["A.", "B."]}}', yaml="rows: a.b\ntext: '{text}'") == ["A.", "B."]
+
+
+def test_a_zst_of_several_frames_is_read_where_the_first_is_to_be_skipped(reading):
+    skipped = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"
+    assert reading.texts("a.jsonl.zst", skipped + PACK["zst"](f"{LINE}\n".encode()) + skipped + PACK["zst"](LINE.encode())) == ["Bed.", "Bed."]
+
+
+def test_a_blank_text_does_not_stand_before_another(reading):
+    line = '{"norm_text": " ", "raw_text": "\\n", "text": "Bed."}'
+    assert reading.texts("a.jsonl", line) == [d.text for d in reading.documents("a.jsonl", line)] == ["Bed."]
+
+
+def test_a_field_of_a_source_file_that_is_there_twice_is_refused(reading):
+    for yaml in ("text: '{q}'\ntext: '{text}'", "text: '{text}'\nreplace: {a: b, a: c}"):
+        assert "not YAML (the field " in reading.refusal(reading.records, "a.csv", "q,text\nA,B\n", yaml)
