@@ -376,6 +376,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'paleotrain.core.UserError._render_traceback_': ( 'core.html#usererror._render_traceback_',
                                                                                    'paleotrain/core.py'),
                                  'paleotrain.core.as_text': ('core.html#as_text', 'paleotrain/core.py'),
+                                 'paleotrain.core.at_home': ('core.html#at_home', 'paleotrain/core.py'),
                                  'paleotrain.core.atomic_dir': ('core.html#atomic_dir', 'paleotrain/core.py'),
                                  'paleotrain.core.atomic_file': ('core.html#atomic_file', 'paleotrain/core.py'),
                                  'paleotrain.core.atomic_write': ('core.html#atomic_write', 'paleotrain/core.py'),
