@@ -187,10 +187,11 @@ def decides(values: dict[str, Any]) -> float: # validation figures
 
 def measured(loop: "RunCallback", step: int) -> dict[str, Any]:
     "Validation figures, in float32 where they are not finite in fp16; a UserError where they are not finite at all."
-    values, model = loop.evaluate(), loop.trainer.model
+    values = loop.evaluate()
     if not math.isfinite(decides(values)) and loop.config.precision == "fp16":
         loop.run.warn(f"validation overflowed in fp16 at step {step} and was measured in fp32", step)
-        half, model.forward = model.forward, model._original_forward # as it was before accelerate cast it
+        model = loop.trainer.model
+        half, model.forward = model.forward, getattr(model, "_original_forward", model.forward) # as it was before accelerate cast it
         try: values = loop.evaluate()
         finally: model.forward = half
     if math.isfinite(decides(values)): return values
