@@ -56,6 +56,13 @@ def test_a_masked_model_is_what_it_was_after_new_words_and_a_saved_folder(kind, 
     assert again.head == "present" and torch.equal(again.model.eval()(ids).logits, grown)
 
 
+def test_a_head_that_takes_no_words_is_told_in_one_line(words):
+    from paleotrain.models import extend_model
+    old, new, added = words
+    model = random_model(AutoModelForMaskedLM, "mobilebert", len(old), embedding_size=16, true_hidden_size=32, intra_bottleneck_size=32)
+    with pytest.raises(UserError, match="no words can be added to the head of a mobilebert; set add_terms to false"): extend_model(model, old, new, added)
+
+
 @pytest.mark.parametrize("kind", CAUSAL)
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_causal_model_is_what_it_was_after_new_tags_and_a_saved_folder(kind, tied, words, tmp_path):

@@ -109,3 +109,14 @@ def test_no_letter_ends_a_term_in_a_script_without_blanks():
         ids = new("这是三叶虫的化石", add_special_tokens=False)["input_ids"]
         assert sum(number in added["三叶虫"] for number in ids) == 1
     assert why_not_whole(tokenizer("wordpiece").backend_tokenizer, "三叶虫") == "WordPiece cannot end a word between letters without a blank"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece"])
+def test_an_evaluation_takes_both_spellings_of_an_added_term_for_one(kind, tmp_path):
+    from paleotrain.evaluation import spellings
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables/fragmentation.csv").write_text("term,added\nWiwaxia,True\nthe,True\nAysheaia,False\n")
+    new, added = extend_tokenizer(tokenizer(kind), ["Wiwaxia"])
+    found = spellings(tmp_path, new)
+    assert {number: found[number] for number in added["Wiwaxia"]} == dict.fromkeys(added["Wiwaxia"], added["Wiwaxia"])
+    assert not set(added["Wiwaxia"]) & spellings(tmp_path, tokenizer(kind)).keys() # its parent has pieces alone
