@@ -199,7 +199,8 @@ def resize(model: "PreTrainedModel", size: int) -> None:
         before = vocabulary_weights(model)
         try: model.resize_token_embeddings(size, mean_resizing=False)
         except TypeError: # MobileBERT, whose head has a second matrix, resizes in a way of its own
-            raise UserError("base_model", f"no words can be added to the head of a {config.model_type}", "set add_terms to false, or choose another base") from None
+            found = f"no words can be added to the head of a {config.model_type}"
+            raise UserError("base_model", found, "set add_terms to false, or choose another base") from None
         _keep_apart(model, before, size)
         return
     old, head = model.get_input_embeddings(), model.lm_predictions.lm_head
