@@ -326,11 +326,11 @@ def cut_prompt(
     place: str, # for errors
 ) -> tuple[list[Message], int] | None:
     "The prompt whose last question has lost its beginning, until it fits, and how many tokens that were; None where nothing of it is left."
+    from paleotrain.batches import encode_plain
     *head, question = messages
     size = first = len(render(tokenizer, messages, place, prompt=True).ids)
     while size > room:
-        coded = tokenizer(question["content"], add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False)
-        spans = coded["offset_mapping"]
+        spans = encode_plain(tokenizer, question["content"], add_special_tokens=False)["offset_mapping"]
         left = question["content"][max(1, spans[size - room][0]):].lstrip() if size - room < len(spans) else "" # a character may be several tokens
         if not left: return None
         question = question | {"content": left}
