@@ -166,6 +166,15 @@ def _model_folder(name: str | Path) -> str:
         raise UserError("model", f"no folder {str(name)!r}", "give the folder of a run or of a saved model, or a hub name such as openai-community/gpt2")
     return check_base(folder if folder.is_dir() else name)
 
+def _check_direction(name: str, config: Any) -> None:
+    "A UserError for what predicts no next token, or predicts it with a look at it, as an encoder does that nobody made a decoder."
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    kind = (config.architectures or [f"{config.model_type} of unnamed class"])[0]
+    if not kind.endswith(("ForCausalLM", "LMHeadModel")):
+        raise UserError(name, f"a {kind} is no causal language model", "choose one that predicts the next token, such as GPT-2 or Llama")
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False:
+        raise UserError(name, f"a {kind} that reads the next token before it predicts it (is_decoder: false)", "choose a decoder, such as GPT-2 or Llama")
+
 def config_and_tokenizer(
     place: str | Path, # folder of a run or of a saved model, or a hub name
 ) -> tuple[str, Any, Any]:
@@ -175,9 +184,7 @@ def config_and_tokenizer(
     name = _model_folder(place)
     try: config = load_config(name)
     except (OSError, ValueError) as error: raise UserError(name, f"cannot be loaded ({str(error).splitlines()[0]})", "check its config.json") from None
-    kind = (config.architectures or [f"{config.model_type} of unnamed class"])[0]
-    if not kind.endswith(("ForCausalLM", "LMHeadModel")):
-        raise UserError(name, f"a {kind} is no causal language model", "choose one that predicts the next token, such as GPT-2 or Llama")
+    _check_direction(name, config)
     files = [file for file in ("tokenizer.json", "tokenizer.model", "vocab.json") if (Path(name) / file).is_file()]
     if Path(name).is_dir() and not files: raise UserError(name, "no tokenizer (tokenizer.json)", "save the tokenizer it was trained with beside the model")
     try: # as the file has it, whatever the model's type

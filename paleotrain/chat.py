@@ -326,11 +326,11 @@ def cut_prompt(
     place: str, # for errors
 ) -> tuple[list[Message], int] | None:
     "The prompt whose last question has lost its beginning, until it fits, and how many tokens that were; None where nothing of it is left."
+    from paleotrain.batches import encode_plain
     *head, question = messages
     size = first = len(render(tokenizer, messages, place, prompt=True).ids)
     while size > room:
-        coded = tokenizer(question["content"], add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False)
-        spans = coded["offset_mapping"]
+        spans = encode_plain(tokenizer, question["content"], add_special_tokens=False)["offset_mapping"]
         left = question["content"][max(1, spans[size - room][0]):].lstrip() if size - room < len(spans) else "" # a character may be several tokens
         if not left: return None
         question = question | {"content": left}
@@ -401,11 +401,11 @@ def weigh_tags(
 ) -> None:
     "A row for each tag, the mean of the rows of words that describe it; the closing tag ends a text."
     import torch
+    from paleotrain.models import resize, vocabulary_weights
     rows = {tokenizer.convert_tokens_to_ids(tag): words for role, tags in chat_tags(prefix).items() for tag, words in zip(tags, MEANING[role], strict=True)}
     if tokenizer.eos_token_id in (ends := end_tokens(model)): return
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings: model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    head = model.get_output_embeddings()
-    weights = {id(part): part for part in (model.get_input_embeddings().weight, head.weight, getattr(head, "bias", None)) if part is not None}
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings: resize(model, len(tokenizer))
+    weights = {id(part): part for part in (model.get_input_embeddings().weight, *vocabulary_weights(model).values())}
     with torch.no_grad():
         for row, words in rows.items():
             for part in weights.values(): part[row] = part[_described(tokenizer, words, set(rows))].mean(0)

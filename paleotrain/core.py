@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ConfigT', 'RUN_PARAMETERS', 'NAMED', 'KEPT', 'UserError', 'Settings', 'find_root', 'read_ini', 'refuse_more',
-           'place_of', 'load_settings', 'locate', 'located', 'shown_path', 'as_text', 'of_text', 'Typed', 'PhaseConfig',
-           'injected_names', 'refuse_unknown', 'given_parameters', 'PlainYaml', 'read_yaml', 'read_preset', 'presets',
-           'validated', 'resolve', 'set_seed', 'sha256', 'sha256_file', 'stable_fraction', 'fsync_dir', 'atomic_file',
-           'atomic_write', 'write_json', 'read_json', 'recover', 'atomic_dir']
+           'place_of', 'load_settings', 'at_home', 'locate', 'located', 'shown_path', 'as_text', 'of_text', 'Typed',
+           'PhaseConfig', 'injected_names', 'refuse_unknown', 'given_parameters', 'PlainYaml', 'read_yaml',
+           'read_preset', 'presets', 'validated', 'resolve', 'set_seed', 'sha256', 'sha256_file', 'stable_fraction',
+           'fsync_dir', 'atomic_file', 'atomic_write', 'write_json', 'read_json', 'recover', 'atomic_dir']
 
 # %% ../nbs/00_core.ipynb #ebf25103
 import ast
@@ -110,12 +110,16 @@ def load_settings(
     return Settings(**values | {"seed": int(values["seed"])})
 
 # %% ../nbs/00_core.ipynb #6d4a0806
+def at_home(path: str | Path) -> Path:
+    "The path with the folder that `~` or `~name` stands for; a name that nobody has here is that of a file, as `~$draft.txt`."
+    return Path(os.path.expanduser(path)) # pathlib's own ends with an error there
+
 def locate(
     path: str | Path, # as typed: relative, absolute, or with ~; a glob is allowed
     settings: Settings,
 ) -> Path:
     "Where `path` is meant: relative to the current folder if something is there, else to the project."
-    place = Path(path).expanduser()
+    place = at_home(path)
     if place.is_absolute(): return place
     if (place.parent if "*" in place.name else place).exists(): return Path.cwd() / place
     return settings.root / place
@@ -161,7 +165,7 @@ class Typed(BaseModel):
 
 class PhaseConfig(Typed):
     "Base of a phase's parameters: unknown names are refused, values are checked on assignment too."
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False)
 
 ConfigT = TypeVar("ConfigT", bound=PhaseConfig)
 RUN_PARAMETERS = ("preset", "resume") # of every run notebook, beside the fields of its config

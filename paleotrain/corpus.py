@@ -27,7 +27,8 @@ from .documents import Document, Paths, ReadReport, expand, read_documents
 from .normalise import TABLE, normalise
 
 # %% ../nbs/02_corpus.ipynb #c8abd4f7
-WITH_MARKS = ("\u0e00-\u0fff", "\u1000-\u109f", "\u1780-\u17ff", "\u1950-\u19df", "\u1a20-\u1aaf", "\ua9e0-\ua9ff", "\uaa60-\uaadf") # Thai to Tai Viet
+WITH_MARKS = ("\u0e00-\u0fff", "\u1000-\u109f", "\u1780-\u17ff", "\u1950-\u19df", "\u1a20-\u1aaf", "\u1b00-\u1b7f", "\ua980-\ua9ff",
+              "\uaa60-\uaadf") # Thai to Tai Viet, Balinese and Javanese among them
 HAN_AND_KANA = ("々-〇ぁ-ゖゝ-ゟァ-ヺー-ヿㄅ-ㄯㆠ-ㆿㇰ-ㇿ㐀-䶿一-鿿\uf900-\ufaffｦ-ﾟ" # both of them, bopomofo
                 "\U0001b000-\U0001b16f\U00020000-\U0003ffff")
 

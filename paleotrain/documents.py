@@ -36,7 +36,7 @@ from uuid import UUID
 
 import yaml
 
-from .core import Settings, UserError, locate, sha256, sha256_file
+from .core import Settings, UserError, at_home, locate, sha256, sha256_file
 
 # %% ../nbs/01_documents.ipynb #6e0ca58b
 MADE = {"corpus": "prepare", "sft": "prepare", "chat": "chatdata"} # folders of the setting `data`, and the phase that fills each
@@ -64,10 +64,9 @@ def absent(
         return UserError(inside, f"not in {settings.corpora}", f"{about_text(inside, settings)}put it there, or set corpora in settings.ini")
     made = MADE.get(place.relative_to(settings.data).parts[0]) if place.is_relative_to(settings.data) and place != settings.data else None
     if made: return UserError(name, "no such file or folder", f"make it with: paleotrain run {made}, as in --preset {made}_demo")
-    if Path(name).expanduser().is_absolute(): return UserError(name, "no such file or folder", "check the path")
+    if at_home(name).is_absolute(): return UserError(name, "no such file or folder", "check the path")
     places = dict.fromkeys((Path.cwd(), settings.root)) # both, unless they are the same
     return UserError(name, f"no such file or folder in {' or '.join(map(str, places))}", "check the path")
-
 
 # %% ../nbs/01_documents.ipynb #f781885b
 PACKED = (".gz", ".bz2", ".xz", ".zst")
@@ -231,7 +230,7 @@ SUFFIXES = (".txt", ".jsonl", ".ndjson") # packed or not
 Paths = str | Path | Sequence[str | Path]
 
 def _is_there(name: str, settings: Settings) -> bool:
-    place = Path(name).expanduser()
+    place = at_home(name)
     return any(os.path.exists(base / place) for base in (Path.cwd(), settings.root)) # False for a name too long for any file
 
 def names_in(paths: Paths, settings: Settings) -> list[str]:
@@ -251,7 +250,7 @@ def named_files(
     settings: Settings,
 ) -> tuple[Path, list[Path]]:
     "The folder that was searched, and the files in it, sorted; of a file that is there, itself. A folder that is there is no pattern, whatever its name."
-    tried = [base / Path(name).expanduser() for base in (Path.cwd(), settings.root)]
+    tried = [base / at_home(name) for base in (Path.cwd(), settings.root)]
     for place in tried:
         if place.is_file(): return place, [place]
         if place.is_dir(): return place, _below(place, "**/*")

@@ -229,11 +229,12 @@ def evaluate_run(
 
 # %% ../nbs/07_evaluation.ipynb #6034beba
 def spellings(folder: Path, tokenizer: Any) -> dict[int, list[int]]:
-    "Ids that spell the same added term (`▁Olenus`, `Olenus`), from the run's table; empty where the tokenizer has none of them."
-    table, vocabulary = folder / "tables/fragmentation.csv", tokenizer.get_vocab()
+    "Ids that spell the same added term, after a blank and after a bracket, from the run's table; empty where the tokenizer has none of them."
+    table = folder / "tables/fragmentation.csv"
     terms = [row["term"] for row in csv.DictReader(table.open(encoding="utf-8")) if row["added"] == "True"] if table.exists() else []
-    groups = [[vocabulary[piece] for piece in (f"▁{term}", term) if piece in vocabulary] for term in terms]
-    return {i: group for group in groups for i in group}
+    last = {term: {tokenizer(f"{before}{term}", add_special_tokens=False)["input_ids"][-1] for before in ("a ", "(")} for term in terms}
+    groups = [sorted(number for number in ids if tokenizer.decode([number]).strip() == term) for term, ids in last.items()]
+    return {number: group for group in groups for number in group}
 
 def base_of(manifest: Mapping[str, Any], settings: Settings) -> str | None:
     "The parent model's folder, if it is still there."

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .batches import encode_plain
 from .causal import context_length
 from .configurations import Sampling
 from .core import UserError
@@ -40,7 +41,7 @@ def prompt_ids(
     limit: int | None, # from reading_limit
 ) -> list[int]:
     "The prompt's tokens; a UserError for a prompt that is empty, longer than the context, or not all known."
-    encoded = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False)
+    encoded = encode_plain(tokenizer, prompt, add_special_tokens=False)
     ids: list[int] = encoded["input_ids"]
     if not ids: raise UserError("prompt", "it is empty", "write something, or name a file")
     unknown = unknown_characters(tokenizer, prompt, ids, encoded["offset_mapping"])

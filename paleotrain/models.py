@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEBERTA', 'HEAD_PREFIXES', 'new_mlm', 'parameter_count', 'usable_positions', 'LoadedModel', 'vocabulary_weights',
            'load_config', 'load_mlm', 'logits_at', 'plain_forward', 'summed_loss_forward', 'use_summed_loss',
-           'extend_model', 'pick_device', 'pick_precision', 'autocast']
+           'extend_model', 'resize', 'pick_device', 'pick_precision', 'autocast']
 
 # %% ../nbs/05_models.ipynb #57618201
 import logging
@@ -184,7 +184,7 @@ def extend_model(
     "Rows and output biases for added terms, each the mean of the term's old pieces."
     rows = {new: old_tokenizer(term, add_special_tokens=False)["input_ids"] for term, ids in added.items() for new in ids}
     size = len(new_tokenizer)
-    if size > model.get_input_embeddings().num_embeddings: _resize(model, size)
+    if size > model.get_input_embeddings().num_embeddings: resize(model, size)
     weights = {id(weight): weight for weight in (model.get_input_embeddings().weight, *vocabulary_weights(model).values())}
     with torch.no_grad():
         for new, old in rows.items():
@@ -192,12 +192,15 @@ def extend_model(
     return model
 
 # %% ../nbs/05_models.ipynb #57dc35b4
-def _resize(model: "PreTrainedModel", size: int) -> None:
+def resize(model: "PreTrainedModel", size: int) -> None:
     "Make room for `size` tokens; the new rows hold nothing of use yet."
     config: Any = model.config
     if config.model_type not in DEBERTA or config.legacy:
         before = vocabulary_weights(model)
-        model.resize_token_embeddings(size, mean_resizing=False)
+        try: model.resize_token_embeddings(size, mean_resizing=False)
+        except TypeError: # MobileBERT, whose head has a second matrix, resizes in a way of its own
+            found = f"no words can be added to the head of a {config.model_type}"
+            raise UserError("base_model", found, "set add_terms to false, or choose another base") from None
         _keep_apart(model, before, size)
         return
     old, head = model.get_input_embeddings(), model.lm_predictions.lm_head

@@ -113,7 +113,7 @@ def git_state(
     "Commit and whether tracked files were changed; None where there is no git."
     def git(*args: str) -> str | None:
         try: done = subprocess.run(("git", "-C", str(root), *args), capture_output=True, text=True, timeout=30)
-        except OSError: return None
+        except (OSError, subprocess.TimeoutExpired): return None # no git, or a checkout on a slow disk
         return done.stdout.strip() if done.returncode == 0 else None
     changed = git("status", "--porcelain", "--untracked-files=no")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}

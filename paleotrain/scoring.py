@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .batches import encode_plain
 from .causal import context_length
 from .core import UserError
 from .metrics import Scores, restored
@@ -53,7 +54,7 @@ def encode(
     unit: str, # its name, for the message
 ) -> tuple[list[int], Scored]:
     "Ids to read, the one before the first scored included, and the text ready to be scored."
-    coded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False)
+    coded = encode_plain(tokenizer, text, add_special_tokens=False)
     ids, offsets = coded["input_ids"], np.array(coded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
     if not ids: raise UserError(unit, "an empty text", "give text")
     begin = 0
@@ -179,7 +180,7 @@ def coverage(
     known, unknown = 0, Counter[str]()
     unk = None if tokenizer.unk_token_id == tokenizer.eos_token_id else tokenizer.unk_token_id # GPT-2 names its end of text so
     for text in texts:
-        coded = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False)
+        coded = encode_plain(tokenizer, text, add_special_tokens=False)
         lost, seen = np.zeros(len(text), dtype=bool), np.zeros(len(text), dtype=bool)
         for token, (a, b) in zip(coded["input_ids"], coded["offset_mapping"], strict=True):
             seen[a:b] = True

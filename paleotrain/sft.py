@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .answers import Answer, answer, prompts_by_length, score_answers, wilson
-from .batches import tokenizer_hash
+from .batches import plain_ids, tokenizer_hash
 from .causal import config_and_tokenizer, context_length, load_causal, use_causal_loss
 from .chat import closing_token, end_tokens, fit, freeze_date, weigh_tags
 from .configurations import RedLines, SftConfig
@@ -196,7 +196,7 @@ def unigram_nats(data: SftData) -> float | None:
     "The same by the frequency of tokens in the rest of the general text, add-one smoothed."
     if not data.general: return None
     counts = np.ones(len(data.tokenizer))
-    for text in data.unigram: np.add.at(counts, data.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"], 1)
+    for text in data.unigram: np.add.at(counts, plain_ids(data.tokenizer, text), 1)
     ids = np.concatenate([encode(data.tokenizer, text, unit)[1].ids for unit, text in data.general])
     return float(-np.log(counts / counts.sum())[ids].mean())
 

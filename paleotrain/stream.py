@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .batches import Key, tokenizer_hash
+from .batches import Key, plain_ids, tokenizer_hash
 from .core import UserError, sha256
 from .documents import read_lines, suffix_of
 
@@ -59,7 +59,7 @@ def write_stream(
 ) -> NDArray[Any]:
     "The ids of all texts as a memory-mapped array, from the cache where the same texts were cut the same way before."
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
-    recipe = [content, tokenizer_hash(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, "stream-2"]
+    recipe = [content, tokenizer_hash(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id, "stream-3"]
     path = cache / f"{sha256(json.dumps(recipe))[:24]}.{dtype.name}"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -70,8 +70,7 @@ def write_stream(
             for text in texts:
                 file.write(np.asarray(begin, dtype=dtype).tobytes())
                 for piece in _pieces(text):
-                    ids = tokenizer(piece, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-                    file.write(np.asarray(ids, dtype=dtype).tobytes())
+                    file.write(np.asarray(plain_ids(tokenizer, piece), dtype=dtype).tobytes())
                 file.write(np.asarray(end, dtype=dtype).tobytes())
             file.flush(); os.fsync(file.fileno())
         aside.replace(path)

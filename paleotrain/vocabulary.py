@@ -101,8 +101,9 @@ def _marked_state(state: dict[str, Any], names: list[str], words: Mapping[str, s
     else: model["vocab"] = {name: number for number, name in enumerate(names)}
     if model["type"] == "BPE": model["ignore_merges"] = True
     begins, ends = APART if model["type"] == "WordPiece" else (BEGINS, ENDS)
+    behind = f"(?:{begins}|(?<={MARK}))" # or where another word has just ended
     marker = {"type": "Replace", "pattern": {"Regex": begins + pattern + ends + BEHIND}, "content": MARK}
-    apart = {"type": "Split", "pattern": {"Regex": f" ?{begins}{pattern}{MARK}"}, "behavior": "Isolated", "invert": False}
+    apart = {"type": "Split", "pattern": {"Regex": f" ?{behind}{pattern}{MARK}"}, "behavior": "Isolated", "invert": False}
     cleaner = {"type": "Replace", "pattern": {"String": mark}, "content": ""}
     state["normalizer"] = {"type": "Sequence", "normalizers": [*([normalizer] if normalizer else []), marker]}
     if model["type"] != "Unigram": state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [apart, state["pre_tokenizer"]]}

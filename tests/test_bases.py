@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from conftest import here
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from paleotrain.batches import encode_plain
 from paleotrain.core import UserError, load_settings, write_json
@@ -18,7 +18,7 @@ MASKED = {"bert": {}, "roberta": {}, "electra": {"embedding_size": 16}, "esm": {
           "modernbert": {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}, "deberta-v2": {"type_vocab_size": 0, "legacy": True},
           "distilbert": {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64}}
 CAUSAL = {"llama": {}, "gpt2": {}, "gpt_neox": {}, "qwen2": {"num_key_value_heads": 2}, "falcon": {},
-          "opt": {"word_embed_proj_dim": 32, "ffn_dim": 64}}
+          "opt": {"word_embed_proj_dim": 32, "ffn_dim": 64}, "bert": {"is_decoder": True}, "roberta": {"is_decoder": True}}
 EXPERTS = {"num_local_experts": 4, "num_experts": 4, "moe_intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 16}
 
 
@@ -56,6 +56,13 @@ def test_a_masked_model_is_what_it_was_after_new_words_and_a_saved_folder(kind, 
     assert again.head == "present" and torch.equal(again.model.eval()(ids).logits, grown)
 
 
+def test_a_head_that_takes_no_words_is_told_in_one_line(words):
+    from paleotrain.models import extend_model
+    old, new, added = words
+    model = random_model(AutoModelForMaskedLM, "mobilebert", len(old), embedding_size=16, true_hidden_size=32, intra_bottleneck_size=32)
+    with pytest.raises(UserError, match="no words can be added to the head of a mobilebert; set add_terms to false"): extend_model(model, old, new, added)
+
+
 @pytest.mark.parametrize("kind", CAUSAL)
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_causal_model_is_what_it_was_after_new_tags_and_a_saved_folder(kind, tied, words, tmp_path):
@@ -78,6 +85,24 @@ def test_a_special_token_spelled_in_a_text_is_text(spelled, words):
         special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         assert not special & set(encode_plain(tokenizer, f"the {spelled} mud", add_special_tokens=False)["input_ids"])
     assert len(encode_plain(words[1], "an Olenus", add_special_tokens=False)["input_ids"]) == len(words[0].tokenize("an")) + 1 # a term stays whole
+
+
+@pytest.mark.parametrize("spelled", ["</s>", "<s>", "<pad>", "<unk>", "the </s><s>of", "</s"])
+def test_a_special_token_spelled_in_a_text_is_text_to_a_causal_model_too(spelled, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from paleotrain.generate import prompt_ids
+    from paleotrain.scoring import encode
+    from paleotrain.stream import write_stream
+    pieces = [(piece, 0.0) for piece in ("<s>", "<pad>", "</s>", "<unk>")] + [(letter, -5.0) for letter in "▁</>abcdefghijklmnopqrstuvwxyz"]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=3)) # its special tokens are pieces like any other, as in XGLM
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+    text = f"in {spelled} mud"
+    right = tokenizer.convert_tokens_to_ids(list("▁" + text.replace(" ", "▁")))
+    assert prompt_ids(tokenizer, text, None) == right
+    assert encode(tokenizer, text, "text")[1].ids.tolist() == right
+    assert write_stream([text], spelled, tokenizer, tmp_path).tolist() == [0, *right, 2]
 
 
 def test_text_without_special_tokens_is_read_as_it_was():

@@ -68,7 +68,8 @@ SAID = ["the ♀ and a ± 5 ≥ 3 → x, 20°C of H₂O and δ13C; (R)-limonene,
         "Ma’anshan Ma'anshan DNA C. elegans Olenus ก ข 这三叶虫是的", "三叶虫生活在海里。这是三叶虫的化石，长5厘米。", "ปลาหมึกเป็นสัตว์ทะเล ปลา"] * 20
 TERMS = ["♀", "±", "≥", "→", "C. elegans", "δ13C", "H₂O", "°C", "👍🏽", "–", "T4", "α-helix", "C-14", "(R)-limonene", "μm", "5'-ATP", "#1", "Ma'anshan",
          "naïve", "x²", "C.", "DNA", "Olenus", "三叶虫", "ปลา"]
-PLACES = ["the {} is", "({}) is", "{}", "the {}, is", "{}.", "x{}", "5{}", "{}5", "{}y", "这{}是", "{}{}", "ก{}ข", "«{}»", '"{}"', " {} ", "the {}\n{} is"]
+PLACES = ["the {} is", "({}) is", "{}", "the {}, is", "{}.", "x{}", "5{}", "{}5", "{}y", "这{}是", "这三叶虫{}是", "{}{}",
+          "ก{}ข", "«{}»", '"{}"', " {} ", "the {}\n{} is"]
 
 
 @cache
@@ -108,3 +109,14 @@ def test_no_letter_ends_a_term_in_a_script_without_blanks():
         ids = new("这是三叶虫的化石", add_special_tokens=False)["input_ids"]
         assert sum(number in added["三叶虫"] for number in ids) == 1
     assert why_not_whole(tokenizer("wordpiece").backend_tokenizer, "三叶虫") == "WordPiece cannot end a word between letters without a blank"
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece"])
+def test_an_evaluation_takes_both_spellings_of_an_added_term_for_one(kind, tmp_path):
+    from paleotrain.evaluation import spellings
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables/fragmentation.csv").write_text("term,added\nWiwaxia,True\nthe,True\nAysheaia,False\n")
+    new, added = extend_tokenizer(tokenizer(kind), ["Wiwaxia"])
+    found = spellings(tmp_path, new)
+    assert {number: found[number] for number in added["Wiwaxia"]} == dict.fromkeys(added["Wiwaxia"], added["Wiwaxia"])
+    assert not set(added["Wiwaxia"]) & spellings(tmp_path, tokenizer(kind)).keys() # its parent has pieces alone

@@ -111,7 +111,7 @@ def test_real_text(kind, terms):
 def test_from_a_sentencepiece_model_alone_with_spare_rows(tmp_path):
     import torch
     from transformers import AutoTokenizer
-    from paleotrain.models import _resize, extend_model, load_mlm
+    from paleotrain.models import extend_model, load_mlm, resize
     loaded = load_mlm(ROOT / "artifacts/tiny-base")
     (tmp_path / "spm.model").write_bytes(sentencepiece_model(loaded.tokenizer))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "DebertaV2Tokenizer", "vocab_type": "spm"}))
@@ -119,7 +119,7 @@ def test_from_a_sentencepiece_model_alone_with_spare_rows(tmp_path):
     base = AutoTokenizer.from_pretrained(tmp_path)
     rows = loaded.model.get_input_embeddings().num_embeddings
     assert len(base) == rows # tiny-base has no spare row: seven are made
-    _resize(loaded.model, rows + 7)
+    resize(loaded.model, rows + 7)
     weight = loaded.model.get_input_embeddings().weight
     with torch.no_grad(): weight[rows:] = torch.arange(7.)[:, None]
 
