@@ -147,6 +147,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'paleotrain.chat._applied': ('chat.html#_applied', 'paleotrain/chat.py'),
                                  'paleotrain.chat._check_order': ('chat.html#_check_order', 'paleotrain/chat.py'),
                                  'paleotrain.chat._described': ('chat.html#_described', 'paleotrain/chat.py'),
+                                 'paleotrain.chat._everywhere': ('chat.html#_everywhere', 'paleotrain/chat.py'),
                                  'paleotrain.chat._kept': ('chat.html#_kept', 'paleotrain/chat.py'),
                                  'paleotrain.chat._kind': ('chat.html#_kind', 'paleotrain/chat.py'),
                                  'paleotrain.chat._lead': ('chat.html#_lead', 'paleotrain/chat.py'),
