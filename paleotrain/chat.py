@@ -96,7 +96,7 @@ def check_turns(
         if not isinstance(content, str): raise UserError(f"{place}, turn {number}", f"content is no text but {_kind(content)}", "write a text, or drop it")
         if (weight := message.get("weight", 1)) not in (0, 1):
             raise UserError(f"{place}, turn {number}", f"a weight of {weight!r}", "write 1, or 0 for an answer that is not to be learned")
-        if any("\ud800" <= c <= "\udfff" for c in content): raise UserError(f"{place}, turn {number}", "half a character (a lone surrogate)", "mend the text")
+        if re.search("[\ud800-\udfff]", content): raise UserError(f"{place}, turn {number}", "half a character (a lone surrogate)", "mend the text")
     roles = [message["role"] for message in messages]
     if prompt and roles[-1] != "user": raise UserError(place, f"it ends with the {roles[-1]}'s turn", "let a prompt end with a user's turn")
     if not prompt and "assistant" not in roles: raise UserError(place, "no assistant's turn, so nothing to learn from", "add an answer, or drop it")
@@ -146,18 +146,28 @@ def _applied(tokenizer: Any, messages: Sequence[Message], contents: Sequence[str
     except (TemplateError, TypeError, ValueError, AttributeError, LookupError) as error:
         raise UserError(place, f"the model's chat template refuses it ({error})", "change the turns, or take another model") from None
 
+@lru_cache(maxsize=1024)
+def _framed(tokenizer: Any, template: str, special: str, roles: tuple[str, ...], ask: bool) -> str: # special tokens, which a template may write
+    return _applied(tokenizer, [{"role": role} for role in roles], [MARK.format(n) for n in range(len(roles))], "model", ask)
+
+def _marked(tokenizer: Any, messages: Sequence[Message], ask: bool = False) -> str:
+    "What the template makes of the turns, a mark in place of each content; it knows their roles only, so that it is asked once for many."
+    roles = tuple(message["role"] for message in messages)
+    return _framed(tokenizer, tokenizer.get_chat_template(), str(tokenizer.special_tokens_map), roles, ask)
+
 def _kept(content: str, behind: str, text: str) -> str | None: # the content as it stands at the beginning of the text; None where it does not
     return next((kept for kept in (content, content.strip(), content.lstrip(), content.rstrip()) if text.startswith(kept + behind)), None)
 
 def written(tokenizer: Any, messages: Sequence[Message], place: str) -> Written:
     "What the template makes of the turns, cut into its own parts and their contents; a UserError for a turn that it drops, moves or changes."
-    marked = re.split(MARK.format(r"(\d+)"), _applied(tokenizer, messages, [MARK.format(n) for n in range(len(messages))], place))
+    text = _applied(tokenizer, messages, [message["content"] for message in messages], place)
+    marked = re.split(MARK.format(r"(\d+)"), _marked(tokenizer, messages))
     parts, order = marked[::2], [int(n) for n in marked[1::2]]
     if order != list(range(len(messages))):
         lost = [n + 1 for n in range(len(messages)) if n not in order]
         raise UserError(place, f"the model's chat template drops or changes turn {lost[0]}" if lost else "the model's chat template moves or repeats turns",
                         "change the turns, or take another model")
-    text, contents = _applied(tokenizer, messages, [message["content"] for message in messages], place).removeprefix(parts[0]), []
+    text, contents = text.removeprefix(parts[0]), []
     for number, (message, behind) in enumerate(zip(messages, parts[1:], strict=True), 1):
         if (kept := _kept(message["content"], behind, text)) is None:
             if number < len(messages) and (own := _kept(message["content"], "", text)) is not None: # it is the turn behind this one that is changed
@@ -233,11 +243,12 @@ def _opening(twin: Any, text: str, asked: int, lead: int) -> tuple[int, ...]:
     least = sum(begin < asked for begin, _ in own.offsets)
     return tuple(common if len(common) >= least else own.ids[:least])
 
-def _lead(tokenizer: Any, messages: Sequence[Message], contents: Sequence[str], before: str, place: str) -> str:
-    "What the template writes before an answer, behind what it asks with."
-    asked = _applied(tokenizer, messages, contents, place, ask=True)
+def _lead(tokenizer: Any, messages: Sequence[Message], parts: list[str]) -> str:
+    "What the template writes before an answer to the messages, behind what it asks with."
+    before = Written(parts, [MARK.format(n) for n in range(len(messages))]).before(len(messages))
+    asked = _marked(tokenizer, messages, ask=True)
     lead = before.removeprefix(asked) if before.startswith(asked) else ""
-    return "" if lead.strip() and asked == _applied(tokenizer, messages, contents, place) else lead
+    return "" if lead.strip() and asked == _marked(tokenizer, messages) else lead
 
 # %% ../nbs/10_chat.ipynb #ddf93b4f
 def _renamed(tokenizer: Any, tags: Mapping[str, int], part: str) -> str:
@@ -266,17 +277,18 @@ def render(
     twin = _unspellable(tokenizer, len(tokenizer), tuple(tags.items()))
     secret = Written([_renamed(tokenizer, tags, part) for part in whole.parts], whole.contents)
     coded = twin.encode(secret.before(len(messages)), add_special_tokens=False)
-    ids, ends = coded.ids, [end for _, end in coded.offsets]
+    ids, spans = coded.ids, coded.offsets
+    ends = [end for _, end in spans]
     _same_tokens(tokenizer, tags, whole.before(len(messages)), secret.before(len(messages)), ids, place)
     supervised = [False] * len(ids)
     for number, message in enumerate(turns):
         turn, before = f"{place}, turn {number + 1}", secret.before(number)
         start, stop = len(before), len(before) + len(whole.contents[number]) # in characters
         known = bisect_right(ends, start) # the first token of the content
-        if number < len(messages) and message["content"].strip() and not (known < len(ids) and coded.offsets[known][0] < stop):
+        if number < len(messages) and message["content"].strip() and not (known < len(ids) and spans[known][0] < stop):
             raise UserError(turn, "nothing that the model's tokenizer knows", "write a text, or drop it")
         if message["role"] != "assistant": continue
-        lead = _renamed(tokenizer, tags, _lead(tokenizer, turns[:number], whole.contents[:number], whole.before(number), turn))
+        lead = _renamed(tokenizer, tags, _lead(tokenizer, turns[:number], whole.parts))
         tag = max(before.rfind(TAG, 0, start - len(lead)), 0) # the last one that is asked with: what stands before it has no part in the answer's tokens
         opening = _opening(twin, before[tag:], start - len(secret.parts[number]) - tag, len(lead))
         first = bisect_right(ends, tag) if tag else 0
