@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BADGES', 'BOX', 'MARKS', 'SIZES', 'GLOSSARY', 'header', 'relative', 'verdicts', 'term_tables', 'fragmentation',
-           'guesses', 'whole_words', 'same', 'samples', 'mark', 'example', 'inputs_table', 'data', 'parameters',
-           'limits', 'limits_html', 'environment_table', 'repeat', 'glossary', 'shown', 'report_notebook',
+           'guesses', 'whole_words', 'same', 'samples', 'mark', 'example', 'marred', 'inputs_table', 'data',
+           'parameters', 'limits', 'limits_html', 'environment_table', 'repeat', 'glossary', 'shown', 'report_notebook',
            'render_report', 'main']
 
 # %% ../nbs/15_report.ipynb #3ada15b7
@@ -143,10 +143,14 @@ def example(run: RunRecord) -> str:
     return f'{note(said)}<p class="example" style="background:#f5f7f9;color:#1b1f24;padding:.8em 1.1em;white-space:pre-wrap">{text}</p>'
 
 # %% ../nbs/15_report.ipynb #b06ee8b1
+def marred(entry: dict[str, Any]) -> list[str]: # what was broken in a file, left out of it or not read, a line each
+    left = [f"{count(times)} × {why}" for why, times in entry.get("left_out", {}).items()]
+    return [small(line) for line in (*entry.get("bad_lines", []), *left)]
+
 def inputs_table(run: RunRecord) -> str:
-    "Every input file with its licence and the first digits of its hash."
+    "Every input file with its licence, the first digits of its hash, and what was not read of it."
     def role(entry: Any) -> str: return small(": ".join([entry["role"], *filter(None, [", ".join(entry.get("splits", []))])]))
-    rows = [(f"<code>{esc(i['path'])}</code> {role(i)}", count(i["documents"]), filesize(i["bytes"]),
+    rows = [("<br>".join((f"<code>{esc(i['path'])}</code> {role(i)}", *marred(i))), count(i["documents"]), filesize(i["bytes"]),
              esc(i.get("licence") or "not stated"), f'<code title="{esc(i["sha256"])}">{esc(i["sha256"][:12])}</code>')
             for i in run.manifest["inputs"]]
     return table("lrrll", ("input", "documents", "size", "licence", "sha256"), rows)

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from .journal import RunRecord, absent, count, esc, filesize, magnitude, note, percent, quantity, small, table
 from .lead import sentence
 from .plots import GREY, INK, OURS
+from .report import marred
 
 # %% ../nbs/15_report_prepare.ipynb #7f558624
 def lead(run: RunRecord) -> str:
@@ -125,11 +126,8 @@ def example(run: RunRecord) -> str:
 
 def inputs(run: RunRecord) -> str:
     "Every file read, with licence, hash, and what was broken in it or left out of it."
-    def marred(entry: dict[str, Any]) -> str:
-        left = [f"{count(times)} × {why}" for why, times in entry.get("left_out", {}).items()]
-        return "<br>".join(small(line) for line in (*entry["bad_lines"], *left))
     rows = [(f"<code>{esc(i['path'])}</code> {small(i['role'])}", count(i["documents"]), filesize(i["bytes"]), esc(i.get("licence") or "not stated"),
-             f'<code title="{esc(i["sha256"])}">{esc(i["sha256"][:12])}</code>', marred(i)) for i in run.manifest.get("inputs", [])]
+             f'<code title="{esc(i["sha256"])}">{esc(i["sha256"][:12])}</code>', "<br>".join(marred(i))) for i in run.manifest.get("inputs", [])]
     return table("lrrlll", ("file", "documents", "size", "licence", "sha256", "broken or left out"), rows) or absent("Nothing read yet.")
 
 WORDS = {
