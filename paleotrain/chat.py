@@ -258,8 +258,8 @@ def _same_tokens(tokenizer: Any, tags: Mapping[str, int], text: str, secret: str
     "A UserError for ids that are not those of the text, unless it spells tags, or that do not have the tags which the template writes."
     asked = [int(number) for number in re.findall(rf"{re.escape(TAG)}(\d+)", secret)]
     spelled = any(tag in tags for tag in _added(tokenizer, len(tokenizer))[2].findall(secret))
-    if spelled: own = ids
-    else: own = _unspellable(tokenizer, len(tokenizer), ()).encode_batch_fast([text], add_special_tokens=False)[0].ids # as `tokenizer` does, and quicker
+    plain = _unspellable(tokenizer, len(tokenizer), ()) # as `tokenizer` does it, and quicker
+    own = ids if spelled else plain.encode_batch_fast([text], add_special_tokens=False)[0].ids
     if own != ids or [token for token in ids if token in asked] != asked:
         raise UserError(place, "its tokens would not be those of the model's chat template", "take another model")
 
