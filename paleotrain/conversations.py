@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPEAKERS', 'LAYOUTS', 'ABOUT', 'WEIGHTS', 'UNANSWERED', 'UNLEARNED', 'NOTHING', 'Conversation', 'given', 'layout_of',
-           'layout_turns', 'as_message', 'conversation_files', 'read_conversations', 'write_conversations']
+           'layout_turns', 'turned_down', 'as_message', 'conversation_files', 'read_conversations',
+           'write_conversations']
 
 # %% ../nbs/10_conversations.ipynb #0b7a439c
 import json
@@ -75,10 +76,16 @@ def layout_turns(
     if names[0] == "instruction": first = "\n\n".join(text for name in ("instruction", "input") if (text := shown(row.get(name), name)).strip())
     turns = _turns("user", first) + _turns("assistant", last) if len(names) == 2 else first if isinstance(first, list) else [first]
     if len(names) == 2 and row.get("history"): turns = _history(row["history"], place) + turns
-    return _turns("system", row["system"]) + turns if shown(row.get("system"), "system").strip() else turns
+    if not shown(row.get("system"), "system").strip(): return turns
+    if any(isinstance(turn, dict) and "system" in (turn.get("role"), turn.get("from")) for turn in turns):
+        raise UserError(f"{place}, system", "a text beside a system's turn", "keep one of them")
+    return _turns("system", row["system"]) + turns
 
 # %% ../nbs/10_conversations.ipynb #6261e7fc
 WEIGHTS = ("weight", "train", "training", "train_on_turn", "loss") # of an answer: 0 or false where it is not to be learned
+
+def turned_down(row: Row) -> str: # the column that says of a whole row that it is not to be learned, as in sets of good and bad answers; "": none
+    return next((name for name in ("label", *WEIGHTS) if row.get(name) is False or (name == "weight" and row.get(name) == 0)), "")
 
 def _text(content: Any) -> Any: # of a list of texts what they say; anything else as it is
     if not isinstance(content, list): return content
@@ -116,6 +123,7 @@ def _of_row(notes: Counter[str], source: Source, row: Row, path: Path) -> list[C
     else:
         listed, names = layout_turns(row, place), layout_of(given(row))
         if not listed and [] not in row.values(): return Skip("", "an empty column", bad=False)
+        if column := turned_down(row): return Skip("", f"not to be learned, by the column {column}", bad=False)
         read = {*names, *LAYOUTS.get(names, ()), *ABOUT}
         notes.update(f"the column {name}, not read" for name in given(row) if name not in read and not name.startswith("_"))
         messages = tuple(as_message(turn, notes) for turn in listed)

@@ -163,6 +163,34 @@ def test_an_answer_that_is_not_to_be_learned_is_read_only(tmp_path, field):
         assert f"turn 2: a weight of {odd!r}; write 1, or 0" in refusal(written(tmp_path / "odd.jsonl", row))
 
 
+@pytest.mark.parametrize("column", ["label", "weight", "train"])
+def test_a_row_whose_answers_are_not_to_be_learned_is_left_out_and_counted(tmp_path, column):
+    """As sets of good and bad answers say it, in the layouts of messages and of a prompt; a class that is called label is only counted."""
+    bad, good = {"prompt": "a", "completion": "b", column: False}, {"prompt": "a", "completion": "c", column: True}
+    found, report = read(written(tmp_path / "a.jsonl", bad, good, chat() | {column: False}, good | {column: None}))
+    assert [one.messages[-1]["content"] for one in found] == ["c", "c"]
+    assert report.files[0]["left_out"] == {f"not to be learned, by the column {column}": 2, f"the column {column}, not read": 1}
+    assert f"no conversation in it: 1 x not to be learned, by the column {column}" in refusal(written(tmp_path / "b.jsonl", bad))
+    found, report = read(written(tmp_path / "c.jsonl", chat() | {"label": 0}))
+    assert len(found) == 1 and report.files[0]["left_out"] == {"the column label, not read": 1}
+
+
+def test_a_system_text_beside_a_systems_turn_is_refused_by_its_column(tmp_path):
+    row = {"conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "Be kind."}
+    assert "a.jsonl:1, system: a text beside a system's turn; keep one of them" in refusal(written(tmp_path / "a.jsonl", row))
+    assert len(read(written(tmp_path / "b.jsonl", row | {"system": ""}))[0][0].messages) == 3
+
+
+def test_the_report_of_a_training_tells_what_was_not_read():
+    from types import SimpleNamespace
+
+    from paleotrain.report import inputs_table
+    entry = {"role": "training", "path": "a.jsonl", "documents": 2, "bytes": 9, "sha256": "0" * 64,
+             "left_out": {"the column label, not read": 2}, "bad_lines": ["9: <no> JSON"]}
+    table = inputs_table(SimpleNamespace(manifest={"inputs": [entry, {name: entry[name] for name in ("role", "path", "documents", "bytes", "sha256")}]}))
+    assert "2 × the column label, not read" in table and "9: &lt;no&gt; JSON" in table
+
+
 def test_alpaca_keeps_its_history_in_every_spelling(tmp_path):
     row = {"instruction": "Third?", "input": "", "output": "c", "system": "Be brief."}
     pairs = [["First?", "a"], ["Second?", "b"]]
