@@ -140,7 +140,7 @@ MARK = "\ue000Turn{}\ue001" # private characters; whether a content holds them d
 def _applied(tokenizer: Any, messages: Sequence[Message], contents: Sequence[str], place: str, ask: bool = False) -> str:
     from jinja2 import TemplateError
     if "strftime_now" in str(tokenizer.chat_template):
-        raise UserError(place, "the model's chat template writes today's date, so its tokens change overnight", "write a date there, as write_date does")
+        raise UserError(place, "the model's chat template writes today's date, so its tokens change overnight", "put a fixed date into it, as write_date does")
     filled = [{"role": message["role"], "content": content} for message, content in zip(messages, contents, strict=True)]
     try: return str(tokenizer.apply_chat_template(filled, tokenize=False, add_generation_prompt=ask))
     except (TemplateError, TypeError, ValueError, AttributeError, LookupError) as error:
@@ -261,7 +261,7 @@ def _same_tokens(tokenizer: Any, tags: Mapping[str, int], text: str, secret: str
     plain = _unspellable(tokenizer, len(tokenizer), ()) # as `tokenizer` does it, and quicker
     own = ids if spelled else plain.encode_batch_fast([text], add_special_tokens=False)[0].ids
     if own != ids or [token for token in ids if token in asked] != asked:
-        raise UserError(place, "its tokens would not be those of the model's chat template", "take another model")
+        raise UserError(place, "the tokens would not be those of the model's chat template", "take another model")
 
 # %% ../nbs/10_chat.ipynb #1108f4cc
 def render(
