@@ -95,7 +95,7 @@ def kind_of_model(
     if not place.is_dir() and inside: raise UserError(run.name, "has no model/ of its own", f"name one of the runs inside it, as in {run.name}/{inside[0]}")
     if not place.is_dir(): raise UserError(run.name, "has no model/", "finish the run first; a run that trains nothing has none")
     if (place / "adapter_config.json").is_file():
-        raise UserError(run.name, "its model is an adapter, which is none by itself",
+        raise UserError(run.name, "its model is an adapter, which is no model by itself",
                         f"paleotrain merge {place} --output DIR, and then: paleotrain run evaluate -p model DIR -p corpus FILES")
     kinds = read_json(Path(check_base(place)) / "config.json").get("architectures") or []
     return "masked" if any("ForMaskedLM" in kind for kind in kinds) else "causal"

@@ -149,7 +149,7 @@ def test_a_run_is_evaluated_by_the_kind_of_its_model(report, runs, monkeypatch):
     assert (asked[0].phase, dict(asked[0].p)) == ("evaluate", {"model": folder.name, "corpus": "a.txt"})
     (folder / "model/adapter_config.json").touch()
     refused = here("evaluate", folder.name, "--data", "a.txt")
-    assert refused.returncode == 2 and "its model is an adapter, which is none by itself; paleotrain merge" in refused.stderr
+    assert refused.returncode == 2 and "its model is an adapter, which is no model by itself; paleotrain merge" in refused.stderr
 
 
 def test_the_answers_before_a_training_are_only_ever_the_bases(runs, tmp_path, monkeypatch):
