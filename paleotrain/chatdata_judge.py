@@ -17,6 +17,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from .chatdata import as_shown, make_data, output_folder, prompt_keys, prompts_in, read_inputs, refuse_other
+from .claims import promise
 from .configurations import ChatdataConfig
 from .conversations import Conversation, read_conversations
 from .core import Settings, read_json, shown_path, write_json
@@ -26,7 +27,7 @@ from .echo import reserved, words_of
 from .evaluation import claim, set_claim, write_samples
 from .instructions import Item
 from .mixture import CLOSE, asked, sides
-from .runs import Run, finish, promise, refuse_changed, write_table
+from .runs import Run, finish, refuse_changed, write_table
 
 # %% ../nbs/11_chatdata_judge.ipynb #3ef6adf7
 def prepare(run: Run, config: ChatdataConfig, settings: Settings) -> Path:

@@ -18,9 +18,9 @@ import numpy as np
 
 from .answers import wilson
 from .chat import Message, Rendered, cut_prompt, render
+from .claims import FEW_UNITS
 from .conversations import Conversation
 from .examples import Example, example_nats
-from .metrics import FEW_UNITS
 from .power_law import interval, resample
 
 # %% ../nbs/13_choices.ipynb #f6216707

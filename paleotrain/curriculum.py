@@ -21,6 +21,7 @@ from paleotrain.chain import (
 from .chain_judge import Learned, chain_claims, chain_tables, gate_rows, gate_said, judged_chain, minutes_of, read_phase, stop_reason
 from .chat import add_chat, freeze_date, has_chat, weigh_tags
 from .chatdata import make_data
+from .claims import promise
 from .configurations import CurriculumConfig, SftConfig
 from .conversations import read_conversations, write_conversations
 from .core import Settings, UserError, atomic_dir, locate, located, read_json, sha256_file, shown_path, write_json
@@ -30,7 +31,7 @@ from .instructions import Item, read_items, write_items
 from .locate import base_path, model_hash
 from .mixture import asked, questions
 from .models import pick_device
-from .runs import Run, derive_status, finish, promise, refuse_changed, same_parent
+from .runs import Run, derive_status, finish, refuse_changed, same_parent
 from .sets import examples_of, read_chats
 from .sft import load, plan_sft, prepare, train_sft
 from .sft_judge import USAGE, judge_sft

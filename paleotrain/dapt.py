@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from .batches import ChunkMix, WordMasker, tokenizer_hash, write_chunks
+from .claims import promise
 from .configurations import DaptConfig, TrainConfig
 from .core import Settings, UserError, locate, located, read_json, sha256_file, shown_path
 from .corpus import Occurrences, Splits, Term, count_terms, load_splits, nowhere, read_terms, term_pattern
@@ -29,7 +30,7 @@ from .metrics import Window, score
 from .models import LoadedModel, extend_model, load_mlm, parameter_count, pick_device, pick_precision, usable_positions, use_summed_loss
 from .perplexity import perplexity, unigram_scores
 from .plan import Plan, make_plan
-from .runs import Run, promise, read_events, refuse_changed, same_parent
+from .runs import Run, read_events, refuse_changed, same_parent
 from .starting import frozen
 from .tokenizer import unknown_characters
 from .training import Trained, train

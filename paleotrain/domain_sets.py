@@ -18,6 +18,7 @@ from tqdm import tqdm
 from .adapters import check_fit
 from .causal import config_and_tokenizer
 from .chat import add_chat, add_plain, closing_token, freeze_date, has_chat
+from .claims import FEW_UNITS
 from .configurations import AdapterConfig, QloraConfig
 from .conversations import Conversation, read_conversations
 from .core import Settings, UserError, locate, located, read_json, shown_path, stable_fraction
@@ -25,7 +26,6 @@ from .corpus import SPLITS
 from .documents import ReadReport
 from .examples import Encoded, Example, Prepared, coloured, encode, statistics
 from .locate import base_path, domain_names
-from .metrics import FEW_UNITS
 from .runs import Run, refuse_changed
 from .sets import read_general
 from .sft import drawn, facts_of

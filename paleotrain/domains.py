@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 
+from .claims import promise
 from .configurations import DomainsConfig, QloraConfig
 from .core import Settings, UserError, read_json, shown_path, write_json
 from .domain_sets import prepare, prepared_folder
@@ -20,7 +21,7 @@ from .evaluation import claim
 from .locate import base_path, domain_names
 from .qlora import FORGOTTEN, load, plan_qlora, train_qlora
 from .qlora_judge import judge_qlora
-from .runs import Run, derive_status, finish, minutes_between, promise, read_events, write_table
+from .runs import Run, derive_status, finish, minutes_between, read_events, write_table
 from .starting import inner_run
 
 # %% ../nbs/13_qlora_over_domains.ipynb #64313b6f

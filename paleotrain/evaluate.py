@@ -21,6 +21,7 @@ from typing import Any
 
 from .batches import tokenizer_hash
 from .causal import context_length, load_causal
+from .claims import promise
 from .configurations import EvaluateConfig, Sampling
 from .core import Settings, UserError, located, read_json, sha256, sha256_file, shown_path, stable_fraction, write_json
 from .corpus import count_words, counted_so, unspaced_words
@@ -33,7 +34,7 @@ from .locate import model_folder, parent_hash
 from .metrics import unit_names
 from .models import LoadedModel, autocast, parameter_count, pick_device, pick_precision
 from .perplexity import BITS, compare_rates
-from .runs import Run, finish, promise, refuse_changed, same_parent, write_table
+from .runs import Run, finish, refuse_changed, same_parent, write_table
 from .starting import frozen
 from .scoring import Scored, coverage, in_stretches, per_character, score_texts
 

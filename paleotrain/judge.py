@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .claims import FEW_UNITS
 from .configurations import Sampling
 from .evaluation import set_claim, verdict
 from .generate import generate, sample_statistics
-from .metrics import FEW_UNITS, Scores
+from .metrics import Scores
 from .models import LoadedModel
 from .perplexity import BITS, Figure, divisor, figure
 from .scoring import Scored, coverage, unit_scores

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from .claims import FEW_UNITS, promise
 from .configurations import Rung
 from .core import UserError, read_json, write_json
 from .evaluation import claim, verdict
-from .metrics import FEW_UNITS
 from .power_law import Floats, fit_power_law, forecast_largest, interval, resample
-from .runs import Run, derive_status, finish, promise, read_events, write_table
+from .runs import Run, derive_status, finish, read_events, write_table
 
 # %% ../nbs/09_ladder.ipynb #a14068a3
 def longest(rungs: Sequence[Rung]) -> list[Rung]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from .claims import promise
 from .configurations import PrepareConfig
 from .core import Settings, UserError, locate, located, read_json, refuse_unknown, shown_path, write_json
 from .corpus import SPLITS
@@ -27,7 +28,7 @@ from .documents import ReadReport, names_in
 from .download import MissingSource, fetch
 from .filters import EvaluationIndex
 from .normalise import Normalised, normalise
-from .runs import Run, derive_status, finish, promise, refuse_changed, write_table
+from .runs import Run, derive_status, finish, refuse_changed, write_table
 from .templates import plain_chats
 from .sources import Record, Source, plain_source, read_records, read_source, source_files, sources, format_of
 from .store import Doc, Ledger, Store, as_document, beginning, filtering, normalising

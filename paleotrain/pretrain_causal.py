@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .batches import tokenizer_hash
 from .causal import Shape, context_length, load_causal, new_causal, solve_shape, usage_of, use_causal_loss
+from .claims import promise
 from .configurations import PretrainConfig, Sampling, parse_size
 from .core import Settings, UserError, locate, located, read_json, set_seed, sha256, sha256_file, shown_path, stable_fraction, write_json
 from .corpus import SPLITS, WORDS, count_words, load_splits
@@ -33,7 +34,7 @@ from .metrics import unit_names
 from .models import LoadedModel, parameter_count, pick_device, pick_precision
 from .perplexity import BITS, figure
 from .plan import Plan, make_plan
-from .runs import Run, best_checkpoint, finish, promise, read_events, refuse_changed, same_parent, write_table
+from .runs import Run, best_checkpoint, finish, read_events, refuse_changed, same_parent, write_table
 from .starting import frozen
 from .scoring import coverage, in_stretches, score_texts, unit_scores
 from .stream import Contexts, next_token_batch, position_splits, write_stream

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .batches import ChunkMix, WordMasker, tokenizer_hash, write_chunks
+from .claims import promise
 from .configurations import PretrainConfig
 from .core import Settings, UserError, locate, located, read_json, set_seed, write_json
 from .corpus import Splits, load_splits
@@ -24,7 +25,7 @@ from .metrics import Window, score
 from .perplexity import compare, perplexity, unigram_scores
 from .models import LoadedModel, load_mlm, new_mlm, parameter_count, pick_device, pick_precision, use_summed_loss
 from .plan import Plan, make_plan
-from .runs import Run, best_checkpoint, finish, promise, refuse_changed, same_parent, write_table
+from .runs import Run, best_checkpoint, finish, refuse_changed, same_parent, write_table
 from .starting import frozen
 from .tokenizer import train_unigram, unknown_characters
 from .training import Trained, train

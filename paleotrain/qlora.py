@@ -20,6 +20,7 @@ from .batches import tokenizer_hash
 from .causal import context_length, use_causal_loss
 from .chat import PLAIN, cut_prompt
 from .chunked_loss import head_is_last, use_chunked_loss
+from .claims import FEW_UNITS, promise
 from .configurations import AdapterConfig, QloraConfig
 from .conversations import Conversation
 from .core import Settings, UserError, set_seed, sha256, shown_path, stable_fraction
@@ -29,10 +30,9 @@ from .examples import Example, ExampleMix, nats_per_token, padded_batch
 from .four_bit import frozen_hash, held, load_base, worst_layer
 from .instructions import Item
 from .memory import MemoryPlan, memory_plan
-from .metrics import FEW_UNITS
 from .models import LoadedModel, pick_device, pick_precision
 from .plan import Plan, make_plan
-from .runs import Run, promise, same_parent, write_table
+from .runs import Run, same_parent, write_table
 from .sft import drawn
 from .starting import frozen
 from .training import Trained, train

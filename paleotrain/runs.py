@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'being_written', 'Interrupted', 'derive_status', 'made_with', 'find_run', 'on_sigint', 'start_kernel',
            'git_state', 'cpu_name', 'environment', 'now', 'new_run_id', 'whole_lines', 'Run', 'go_on', 'rewind',
            'refuse_changed', 'same_parent', 'checkpoints', 'best_checkpoint', 'read_events', 'minutes_between',
-           'promise', 'write_table', 'finish']
+           'write_table', 'finish']
 
 # %% ../nbs/01_runs.ipynb #e0f52a12
 import fcntl
@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from .core import Settings, UserError, atomic_write, presets, read_json, read_preset, sha256, write_json
+from .core import Settings, UserError, atomic_write, presets, read_json, read_preset, write_json
 
 # %% ../nbs/01_runs.ipynb #7c6425e6
 def being_written(
@@ -277,14 +277,6 @@ def minutes_between(events: Sequence[Mapping[str, Any]]) -> float:
     return sum(max(times) - min(times) for times in spans.values()) / 60
 
 # %% ../nbs/01_runs.ipynb #9af6363b
-def promise(
-    run: Run,
-    claims: list[dict[str, Any]], # id, statement, metric, criterion, threshold, unit
-) -> None:
-    "Write the claims without results, and log the hash of what was promised."
-    write_json(run.folder / "claims.json", [claim | {"verdict": "NOT RUN"} for claim in claims])
-    run.log("status", status="claims", sha256=sha256(json.dumps(claims, sort_keys=True)))
-
 def write_table(
     run: Run,
     name: str, # file name in tables/, without .csv

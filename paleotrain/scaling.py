@@ -12,11 +12,12 @@ from typing import Any
 
 
 from .causal import count_parameters, solve_shape
+from .claims import promise
 from .configurations import PretrainConfig, Rung, ScalingConfig
 from .core import Settings
 from .ladder import finished_rungs, judge_ladder, ladder_claims, ladder_tables, longest
 from .pretrain_causal import judge_pretrain, load_or_make, make_tokenizer, plan_pretrain, prepare, train_pretrain
-from .runs import Run, promise
+from .runs import Run
 from .starting import inner_run
 
 # %% ../nbs/09_scaling.ipynb #936094e8

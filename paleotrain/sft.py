@@ -21,6 +21,7 @@ from .answers import Answer, answer, prompts_by_length, score_answers, wilson
 from .batches import plain_ids, tokenizer_hash
 from .causal import config_and_tokenizer, context_length, load_causal, use_causal_loss
 from .chat import closing_token, end_tokens, fit, freeze_date, weigh_tags
+from .claims import promise
 from .configurations import RedLines, SftConfig
 from .conversations import Conversation, read_conversations, write_conversations
 from .core import Settings, UserError, atomic_write, set_seed, shown_path, stable_fraction
@@ -33,7 +34,7 @@ from .mixture import CLOSE
 from .models import LoadedModel, parameter_count, pick_device, pick_precision
 from .plan import Plan, make_plan
 from .red_lines import crossed
-from .runs import Run, promise, read_events, refuse_changed, same_parent, write_table
+from .runs import Run, read_events, refuse_changed, same_parent, write_table
 from .scoring import encode, score_texts
 from .sets import SftData as SftData# named here again, for those who use a phase
 from .sets import examples_of, overlap, prompts_of, read_chats, read_general, read_sets, ready_tokenizer, with_room

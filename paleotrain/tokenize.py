@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from .claims import FEW_UNITS, promise
 from .configurations import TokenizerConfig
 from .core import Settings, UserError, atomic_dir, atomic_write, locate, located, read_json, sha256, sha256_file, shown_path, write_json
 from .corpus import LETTERS, PAIR, Splits, Term, count_terms, find_terms, load_splits, read_terms, term_pattern
 from .evaluation import claim
-from .metrics import FEW_UNITS
-from .runs import Run, finish, promise, refuse_changed, write_table
+from .runs import Run, finish, refuse_changed, write_table
 from .tokenizer import CONTEXTS, KINDS, contexts, cut, encoded, exact, measure, train_tokenizer
 from .vocabulary import extend_tokenizer, why_not_whole
 

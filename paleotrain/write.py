@@ -17,6 +17,7 @@ from typing import Any
 
 from .causal import load_causal
 from .chat import answer_frame, closing_token, end_tokens, freeze_date, has_chat, render, require_chat
+from .claims import promise
 from .configurations import GenerateConfig, Sampling
 from .core import Settings, UserError, locate, read_json, sha256_file, shown_path, write_json
 from .documents import json_value
@@ -24,7 +25,7 @@ from .evaluation import claim, set_claim, write_samples
 from .generate import Generated, generate, prompt_ids, reading_limit, refuse_long, sample_statistics
 from .locate import model_folder, parent_hash
 from .models import LoadedModel, autocast, parameter_count, pick_device, pick_precision
-from .runs import Run, finish, promise, refuse_changed, same_parent, write_table
+from .runs import Run, finish, refuse_changed, same_parent, write_table
 
 # %% ../nbs/11_write.ipynb #4aea2caa
 def prompts_of(path: Path) -> list[str]:
