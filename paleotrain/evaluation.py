@@ -25,7 +25,7 @@ from .configurations import TrainConfig
 from .core import Settings, UserError, atomic_dir, atomic_write, locate, located, read_json, sha256, shown_path, stable_fraction, write_json
 from .corpus import Splits, count_words, counted_so, unspaced_words, weighed
 from .documents import Document, ReadReport, expand, read_documents
-from .metrics import Scores, Window, fitting, score, term_windows, top_words, whole_tokens, word_windows
+from .metrics import Guesses, Scores, Window, fitting, score, term_windows, top_words, whole_tokens, word_windows
 from .models import LoadedModel, load_mlm, pick_device
 from .perplexity import Comparison, compare, perplexity
 from .runs import Run
@@ -174,20 +174,23 @@ def cloze(
     tuned: LoadedModel,
     windows: Mapping[str, Sequence[Window]], # domain/test, and terms/test where there are terms
     seed: int,
+    variants: Mapping[int, Sequence[int]] | None = None, # of the tuned model's tokenizer: token id to all ids that spell the same term
     terms: int = 8, # hidden terms
     words: int = 4, # hidden plain words
 ) -> list[dict[str, Any]]:
-    "A fixed draw of hidden terms and words with the likeliest fillings before and after, the failures among them."
+    "A fixed draw of hidden terms, then words, with the likeliest fillings before and after, and how likely the true one was."
     rng = np.random.default_rng(seed)
     single = [Window(w.text, w.unit, (t,)) for w in windows["domain/test"] for t in w.targets if not t.term and weighed(w.text[t.start:t.end]) > 3]
     by_term = {w.targets[0].term: w for w in windows.get("terms/test", [])}
     drawn = [by_term[t] for t in rng.permutation(sorted(by_term))[:terms]] + [single[i] for i in rng.permutation(len(single))[:words]]
     rows = []
-    before = top_words(base.model, base.tokenizer, drawn) if base else [[] for _ in drawn]
-    for window, old, new in zip(drawn, before, top_words(tuned.model, tuned.tokenizer, drawn), strict=True):
+    before = top_words(base.model, base.tokenizer, drawn) if base else [Guesses([], math.nan, 0) for _ in drawn]
+    for window, old, new in zip(drawn, before, top_words(tuned.model, tuned.tokenizer, drawn, variants), strict=True):
         target, (text, start, end) = window.targets[0], (window.text, window.targets[0].start, window.targets[0].end)
-        rows.append({"doc_id": window.unit, "left": text[max(0, start - 140):start], "hidden": text[start:end], "right": text[end:end + 110],
-                     "term": bool(target.term), "before": old, "after": new})
+        row = {"doc_id": window.unit, "left": text[max(0, start - 140):start], "hidden": text[start:end], "right": text[end:end + 110],
+               "term": bool(target.term), "before": old.words, "after": new.words, "p_after": float(f"{new.true:.3g}"), "rank_after": new.rank}
+        if base: row |= {"p_before": float(f"{old.true:.3g}"), "rank_before": old.rank}
+        rows.append(row)
     return rows
 
 def write_samples(run: Run, rows: Iterable[Mapping[str, Any]]) -> None:
