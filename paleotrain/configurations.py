@@ -70,6 +70,7 @@ class DaptConfig(TrainConfig):
     validation_fraction: float = Field(0.05, gt=0, lt=0.9, description="share of documents for the validation split, by hash")
     general: list[str] | None = Field(None, description="general English for replay and for measuring forgetting; None: neither")
     replay_fraction: float = Field(0.1, ge=0, le=0.9, description="share of training tokens that are general text")
+    control: Literal["none", "general"] = Field("none", description="general: train a placebo too, as long and as fast, on general text alone")
     terms: str | None = Field(None, description="term list (CSV with term, category, source); None: no terms")
     add_terms: bool = Field(True, description="give single-word terms a token of their own")
     whole_word_share: float = Field(1.0, ge=0, le=1, description="share of chunks masked by whole words; the others hide words from a random piece on")
@@ -79,6 +80,11 @@ class DaptConfig(TrainConfig):
     test_words: int = Field(6000, ge=20, description="hidden words scored on the test split")
     term_occurrences: int = Field(8, ge=1, description="most held-out occurrences scored for one term")
     memory_limit_gb: float | None = Field(None, gt=0, description="claim: peak memory stays within this, GB; None: not claimed")
+
+    @model_validator(mode="after")
+    def has_text_for_control(self) -> "DaptConfig":
+        if self.control == "general" and not self.general: raise ValueError("control 'general' trains on general text: name it in general")
+        return self
 
 # %% ../nbs/01_configurations.ipynb #b8fd374c
 class TextConfig(PhaseConfig):
