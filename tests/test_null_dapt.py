@@ -39,7 +39,8 @@ def place(tmp_path_factory) -> Path:
     for name, make, count in (("general", general, 160), ("domain", domain, 160)):
         rows = [json.dumps({"doc_id": f"{name}-{n}", "text": f"{make(rng)} Number {n}."}) for n in range(count)]
         (folder / f"{name}.jsonl").write_text("\n".join(rows))
-    known = [json.dumps({"doc_id": f"base-{n}", "text": f"{general(rng)} {' '.join(rng.sample(words.split(), 12))}. The animal lived and ate."}) for n in range(300)]
+    met = [f"{general(rng)} {' '.join(rng.sample(words.split(), 12))}. The animal lived and ate." for _ in range(300)]
+    known = [json.dumps({"doc_id": f"base-{n}", "text": text}) for n, text in enumerate(met)]
     (folder / "base.jsonl").write_text("\n".join(known))
     (folder / "terms.csv").write_text("term,category\n" + "\n".join(f"{taxon},animal" for taxon in TAXA))
     with pytest.MonkeyPatch.context() as patch:
