@@ -23,11 +23,11 @@ def general(rng: random.Random) -> str:
 
 
 def domain(rng: random.Random) -> str:
-    """Sentences in which a ground and a food tell the animal."""
+    """Sentences in which the colour tells the animal, and the animal its ground and its food."""
     lines = []
     for _ in range(8):
         taxon, (colour, ground, food) = rng.choice(list(TAXA.items()))
-        lines.append(rng.choice((f"In the {colour} {ground} lived {taxon} and it ate the {food}.", f"The animal {taxon} ate {food} on {colour} {ground}.")))
+        lines.append(rng.choice((f"The {colour} {taxon} ate the {food}.", f"A {colour} {taxon} lived on {ground}.")))
     return " ".join(lines)
 
 
@@ -36,8 +36,8 @@ def place(tmp_path_factory) -> Path:
     """Text of both kinds, a term list, and a base that knows the plain sentences and has met the domain's words, but not its animals."""
     folder, rng = tmp_path_factory.mktemp("null"), random.Random(7)
     words = " ".join(sorted({word for three in TAXA.values() for word in three}))
-    for name, make, count in (("general", general, 160), ("domain", domain, 160)):
-        rows = [json.dumps({"doc_id": f"{name}-{n}", "text": f"{make(rng)} Number {n}."}) for n in range(count)]
+    for name, make, count in (("general", general, 110), ("domain", domain, 110)):
+        rows = [json.dumps({"doc_id": f"{name}-{n}", "text": make(rng)}) for n in range(count)]
         (folder / f"{name}.jsonl").write_text("\n".join(rows))
     met = [f"{general(rng)} {' '.join(rng.sample(words.split(), 12))}. The animal lived and ate." for _ in range(300)]
     known = [json.dumps({"doc_id": f"base-{n}", "text": text}) for n, text in enumerate(met)]
@@ -47,8 +47,8 @@ def place(tmp_path_factory) -> Path:
         patch.setenv("PALEOTRAIN_RUNS", str(folder / "bases"))
         done = here("run", "pretrain", *options({"family": "deberta", "corpus": folder / "base.jsonl", "vocab_size": 260, "hidden_size": 64,
             "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128, "max_seq_length": 64, "test_fraction": .1,
-            "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_steps": 240, "learning_rate": 3e-3, "logging_steps": 20,
-            "eval_steps": 120, "save_steps": 120, "eval_words": 60, "test_words": 100}))
+            "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_steps": 200, "learning_rate": 3e-3, "logging_steps": 20,
+            "eval_steps": 200, "save_steps": 200, "eval_words": 60, "test_words": 100}))
     assert done.returncode == 0, done.stderr[-3000:]
     (base,) = (folder / "bases").glob("pretrain-*/model")
     base.rename(folder / "base")
@@ -61,8 +61,8 @@ def adapted(place: Path, name: str, **given) -> Path:
         patch.setenv("PALEOTRAIN_RUNS", str(place / name))
         done = here("run", "dapt", *options({"base_model": place / "base", "corpus": place / "domain.jsonl", "general": place / "general.jsonl",
             "terms": place / "terms.csv", "domain": "invented animals", "test_fraction": .4, "replay_fraction": .3, "max_seq_length": 64,
-            "per_device_train_batch_size": 32, "gradient_accumulation_steps": 1, "logging_steps": 20, "eval_words": 60, "test_words": 600,
-            "term_occurrences": 12, "warmup_steps": 5, "whole_word_share": .5, "replay_whole_word_share": .5} | given))
+            "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "logging_steps": 20, "eval_words": 60, "test_words": 500,
+            "term_occurrences": 12, "warmup_steps": 5, "mlm_probability": .3, "term_boost": 2, "whole_word_share": .5, "replay_whole_word_share": .5} | given))
     assert done.returncode == 0, done.stderr[-3000:]
     (folder,) = (place / name).glob("dapt-*")
     return folder
@@ -81,7 +81,7 @@ def null(place) -> Path: return adapted(place, "null", learning_rate=1e-9, max_s
 
 
 @pytest.fixture(scope="module")
-def planted(place) -> Path: return adapted(place, "planted", learning_rate=3e-3, max_steps=160, eval_steps=80, save_steps=80, control="general")
+def planted(place) -> Path: return adapted(place, "planted", learning_rate=5e-3, max_steps=400, eval_steps=400, save_steps=400)
 
 
 def test_a_training_that_learns_nothing_passes_no_claim_about_learning(null):
@@ -105,7 +105,8 @@ def test_a_real_improvement_on_the_same_text_passes(planted):
     assert verdicts(planted, "forgetting") == {"general": "PASS"}
 
 
-def test_the_placebo_is_the_same_training_on_other_text(planted):
+def test_the_placebo_is_the_same_training_on_other_text(place):
+    planted = adapted(place, "placebo", learning_rate=3e-3, max_steps=30, eval_steps=10, save_steps=10, logging_steps=5, control="general")
     (claim,) = [c for c in json.loads((planted / "claims.json").read_text()) if c["id"] == "control"]
     assert claim["verdict"] == "INCONCLUSIVE" and claim["points_to"] == "PASS" and "1 seed, where 3 are needed" in claim["note"]
     found = changes(planted)
