@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, command, here, only_run, options
+from conftest import SMALL, command, here, only_run, options
 
 from paleotrain.core import UserError, load_settings, resolve, sha256, stable_fraction
 from paleotrain.dapt import DaptConfig, load_base, prepare

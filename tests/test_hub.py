@@ -29,7 +29,7 @@ def sentencepiece_model(tokenizer) -> bytes:
 
 
 def hub_checkpoint(folder: Path, model=None) -> dict[str, torch.Tensor]:
-    """A model, else tiny-base, with the hub's names: half precision in pytorch_model.bin, deberta.*, lm_predictions.lm_head.*, mask_predictions.*, spm.model."""
+    """A model, or tiny-base, with the hub's names: half precision in pytorch_model.bin, deberta.*, lm_predictions.lm_head.*, mask_predictions.*, spm.model."""
     from transformers import AutoModelForMaskedLM, AutoTokenizer
     model, tokenizer = model or AutoModelForMaskedLM.from_pretrained(TINY), AutoTokenizer.from_pretrained(TINY)
     folder.mkdir()

@@ -17,7 +17,8 @@ from paleotrain.runs import Interrupted
 
 SHORT = {"terms": None, "max_seq_length": 64, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "eval_words": 20, "test_words": 20}
 BATCH = 8 * 64 # tokens at most
-ENGLISH = [json.dumps({"text": f"In the year {1700 + i} the town of {name}ton had a market, a school, {i} shops and a mayor who wrote letters to his {i} friends."})
+TOWN = "In the year {} the town of {}ton had a market, a school, {} shops and a mayor who wrote letters to his {} friends."
+ENGLISH = [json.dumps({"text": TOWN.format(1700 + i, name, i, i)})
            for i, name in enumerate(["Nor", "Wel", "Hamp", "Ash", "Brigh", "Taun"] * 12)]
 
 
