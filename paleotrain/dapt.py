@@ -22,7 +22,7 @@ import torch
 from .batches import ChunkMix, WordMasker, masked_example, tokenizer_hash, write_chunks
 from .claims import promise
 from .configurations import DaptConfig
-from .core import Settings, UserError, locate, located, read_json, sha256_file, shown_path
+from .core import Settings, UserError, load_settings, locate, located, read_json, sha256_file, shown_path
 from .corpus import Occurrences, Splits, Term, count_terms, data_summary, load_splits, nowhere, read_terms, term_pattern
 from .evaluation import METRICS, batch_tokens, claim, evaluation_windows, fit_windows, sample_documents
 from .intervals import perplexity
@@ -106,10 +106,15 @@ def trained_on(
     model: Path, # folder of a model, or of a card
     inputs: Sequence[Mapping[str, Any]], # of the manifest, those to evaluate on and others
 ) -> list[str] | None:
-    "The files to evaluate on that the model was itself trained on, by hash; None where no manifest tells."
-    path = next((p for p in (model / "manifest.json", model.parent / "manifest.json") if p.is_file()), None) # of a card, or of a run
-    if path is None: return None
-    known = {entry["sha256"] for entry in read_json(path).get("inputs", []) if "train" in entry.get("splits", ["train"])}
+    "The files to evaluate on that the model was itself trained on, or a model it comes from, by hash; None where no manifest tells."
+    manifests: list[dict[str, Any]] = [] # of the model, of its base, and so on
+    while (path := next((p for p in (model / "manifest.json", model.parent / "manifest.json") if p.is_file()), None)) is not None: # of a card, or of a run
+        manifests.append(read_json(path))
+        parent = (manifests[-1].get("parent") or {}).get("model")
+        if not parent or manifests[-1] in manifests[:-1]: break
+        model = locate(parent, load_settings())
+    if not manifests: return None
+    known = {entry["sha256"] for manifest in manifests for entry in manifest.get("inputs", []) if "train" in entry.get("splits", ["train"])}
     return [entry["path"] for entry in inputs if entry["sha256"] in known and set(entry.get("splits", [])) & {"validation", "test"}]
 
 def check_parent_text(run: Run, inputs: Sequence[Mapping[str, Any]], base: str) -> list[str]:

@@ -11,7 +11,8 @@ __all__ = ['HELD_OUT', 'EVALUATIONS', 'PATIENCE', 'FLAT', 'SAME', 'UNKEYED', 'GI
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,9 @@ from typing import Any
 from . import batches, loop, models, pretrain_masked, training
 from .batches import tokenizer_hash
 from .configurations import DaptConfig, PretrainConfig
-from .core import Settings, atomic_dir, atomic_write, read_json, sha256, sha256_file, shown_path, stable_fraction, write_json
-from .corpus import SPLITS, Splits, count_words
+from .core import Settings, atomic_dir, read_json, sha256, sha256_file, shown_path, stable_fraction, write_json
+from .corpus import SPLITS, Splits, count_words, load_splits
 from .dapt import Base, DaptData, check_head
-from .documents import Document
 from .locate import model_hash
 from .models import extend_model, load_mlm, pick_device
 from .pretrain_masked import judge_pretrain, load_or_make, plan_pretrain, prepare, train_pretrain
@@ -30,47 +30,49 @@ from .runs import Run, derive_status, read_events
 from .starting import inner_run
 
 # %% ../nbs/09_recovery.ipynb #808f5845
-def ranked(documents: Sequence[Document], role: str, seed: int) -> list[str]:
-    "The groups of documents in an order of their own for each role, by hash."
-    return sorted({d.group for d in documents}, key=lambda group: stable_fraction(f"{role} {group}", seed))
+def ranked(groups: Iterable[str], role: str, seed: int) -> list[str]:
+    "Groups of documents in an order of their own for each role, by hash."
+    return sorted(set(groups), key=lambda group: stable_fraction(f"{role} {group}", seed))
 
 def halved(
     general: Splits,
     seed: int,
-) -> tuple[Splits, list[Document]]:
-    "The splits without half of their training documents, and that half."
-    documents = list(general.documents("train"))
-    groups = ranked(documents, "recovery", seed)
+) -> tuple[Splits, Splits]:
+    "The splits with one half of their training documents, for replay, and with the other, for recovery."
+    documents = [(d.group, d.doc_id, count_words(d.text)) for d in general.documents("train")]
+    groups = ranked((group for group, _, _ in documents), "recovery", seed)
     taken = set(groups[:len(groups) // 2])
-    marks = iter(["" if d.group in taken else "train" for d in documents])
-    plan = {e["path"]: [next(marks) if where == "train" else where for where in general.plan[e["path"]]] for e in general.report.files}
-    kept = [d for d in documents if d.group not in taken]
-    counts = general.counts | {"train": {"documents": len(kept), "words": sum(count_words(d.text) for d in kept)}}
-    replay = replace(general, plan=plan, ids=general.ids | {"train": [d.doc_id for d in kept]}, counts=counts, hash=sha256(f"{general.hash} replay {seed}"))
-    return replay, [d for d in documents if d.group in taken]
+    def part(role: str, inside: bool) -> Splits:
+        mine = iter([(group in taken) == inside for group, _, _ in documents])
+        plan = {e["path"]: ["" if where == "train" and not next(mine) else where for where in general.plan[e["path"]]] for e in general.report.files}
+        kept = [(doc_id, words) for group, doc_id, words in documents if (group in taken) == inside]
+        counts = general.counts | {"train": {"documents": len(kept), "words": sum(words for _, words in kept)}}
+        return replace(general, plan=plan, ids=general.ids | {"train": [doc_id for doc_id, _ in kept]}, counts=counts,
+                       hash=sha256(f"{general.hash} {role} {seed}"))
+    return part("replay", False), part("recovery", True)
 
 # %% ../nbs/09_recovery.ipynb #d33c0e38
 HELD_OUT = 0.1 # of the recovery text, for its validation and for its test
 
 def recovery_text(
-    documents: Sequence[Document], # the half that `halved` took
+    half: Splits, # its training documents
     seed: int,
-    cache: Path, # folder of cached files
+    settings: Settings,
 ) -> Path | None:
-    "A prepared corpus of these documents, the same folder for the same text; None where there are too few for three splits."
-    groups = ranked(documents, "recovery split", seed)
+    "A prepared corpus of these documents in the cache, the same folder for the same text; None where they do not make three splits."
+    groups = ranked((d.group for d in half.documents("train")), "recovery split", seed)
     each = max(1, round(HELD_OUT * len(groups)))
     if len(groups) < 2 * each + 1: return None
     split_of = dict.fromkeys(groups, "train") | dict.fromkeys(groups[:each], "validation") | dict.fromkeys(groups[each:2 * each], "test")
-    lines: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for d in documents:
-        row = {"doc_id": d.doc_id, "text": d.text, "pub_id": d.group, "licence": d.licence}
-        lines[split_of[d.group]].append(json.dumps(row, ensure_ascii=False) + "\n")
-    folder = cache / f"recovery-{sha256(json.dumps(lines))[:24]}"
-    if not (folder / "manifest.json").exists():
-        for split in SPLITS: atomic_write(folder / f"{split}.jsonl", "".join(lines[split]))
-        write_json(folder / "manifest.json", {"documents": {split: len(lines[split]) for split in SPLITS}})
-    return folder
+    folder = settings.data / "cache" / f"recovery-{half.hash[:24]}"
+    if not folder.exists():
+        with atomic_dir(folder) as aside, ExitStack() as stack:
+            files = {split: stack.enter_context((aside / f"{split}.jsonl").open("w", encoding="utf-8")) for split in SPLITS}
+            for d in half.documents("train"):
+                row = {"doc_id": d.doc_id, "text": d.text, "pub_id": d.group, "licence": d.licence}
+                files[split_of[d.group]].write(json.dumps(row, ensure_ascii=False) + "\n")
+            write_json(aside / "manifest.json", {"documents": half.counts["train"]["documents"]})
+    return folder if all(load_splits(str(folder), settings).ids.values()) else None # near copies are left out
 
 # %% ../nbs/09_recovery.ipynb #e4189ab5
 EVALUATIONS = 40 # of the whole recovery
@@ -183,21 +185,21 @@ def start_from(run: Run, config: DaptConfig, data: DaptData, base: Base, record:
 def recovered(run: Run, config: DaptConfig, data: DaptData, base: Base, settings: Settings) -> Base:
     "The base to start from: itself, or with its head recovered where it does not work and there is general text."
     if not base.doubt: return base
-    replay, half = halved(data.general, config.seed) if data.general else (None, [])
-    text = recovery_text(half, config.seed, settings.data / "cache")
-    if replay is None or text is None:
-        few = f"; {len(half)} documents of general text are too few to recover it" if replay else ""
+    replay, half = halved(data.general, config.seed) if data.general else (None, None)
+    text = recovery_text(half, config.seed, settings) if half else None
+    if replay is None or half is None or text is None:
+        few = f"; {half.counts['train']['documents']} documents of general text are too few to recover it" if half else ""
         run.warn(f"{base.doubt} ({run.manifest['parent']['head']}){few}: {GIVE}")
         return base
     data.general, own = replay, recovery_config(config, text)
     summary = run.manifest["data"]
-    summary["general"] |= {"replay": dict(replay.counts["train"]), "recovery": {"documents": len(half), "words": sum(count_words(d.text) for d in half)}}
+    summary["general"] |= {"replay": dict(replay.counts["train"]), "recovery": dict(half.counts["train"])}
     run.update(data=summary)
     key = recovery_key(own, base, text)
     place = settings.artifacts / "recovered" / key
     if (place / "manifest.json").exists(): print(f"{base.doubt}: recovered before, taken over from {shown_path(place, settings)}", flush=True)
     else:
-        print(f"{base.doubt}: it is recovered first, on at most {config.recover_tokens:,} tokens of {len(half):,} documents of general text", flush=True)
+        print(f"{base.doubt}: it is recovered first, on at most {config.recover_tokens:,} tokens of general text", flush=True)
         base.loaded.model.to("cpu") # its memory is wanted
         keep(run_recovery(run, own, key, settings), place)
     record = about(place, key, settings)
