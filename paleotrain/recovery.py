@@ -195,7 +195,7 @@ def recovered(run: Run, config: DaptConfig, data: DaptData, base: Base, settings
     summary = run.manifest["data"]
     summary["general"] |= {"replay": dict(replay.counts["train"]), "recovery": dict(half.counts["train"])}
     run.update(data=summary)
-    key = recovery_key(own, base, text)
+    key = (run.manifest.get("recovery") or {}).get("key") or recovery_key(own, base, text) # a resumed run goes on with what it has trained from
     place = settings.artifacts / "recovered" / key
     if (place / "manifest.json").exists(): print(f"{base.doubt}: recovered before, taken over from {shown_path(place, settings)}", flush=True)
     else:

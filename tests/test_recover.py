@@ -93,6 +93,11 @@ def test_a_useless_head_is_recovered_and_the_next_run_takes_it_over(base, tmp_pa
     again = recovered(run, config, data, load_base(run, config, data, settings), settings)
     assert again.baseline == found.baseline and again.doubt == found.doubt and run.manifest["recovery"] == record
     assert "recovered before, taken over from " in capsys.readouterr().out and not (run.folder / "recovery").exists()
+    run.update(recovery={"key": record["key"]}) # of a run that is resumed: it goes on with the model it began with, whatever code there is now
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(recovery, "recovery_key", lambda *_: "another")
+        config, data, settings = started(tmp_path / "c", base, general)[1:]
+        assert recovered(run, config, data, first, settings).baseline == found.baseline
     other = recovery.recovery_config(config.model_copy(update={"learning_rate": 1e-9}), cached)
     assert recovery.recovery_key(other, again, cached) != record["key"] # another recovery
 
