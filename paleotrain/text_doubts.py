@@ -61,7 +61,7 @@ def why_alike(
     "Why the general text counts as domain text, with the numbers; '' where it does not."
     domain, general = ([text[:BEGINNING] for text in texts] for texts in (domain, general))
     alike, found = similarity(domain, general), []
-    if alike >= ALIKE: found.append(f"its words are as good as the same (similarity {alike:.2f}; below {ALIKE:g} for other text)")
+    if alike >= ALIKE: found.append(f"it uses the domain's words (similarity {alike:.2f}; other text stays below {ALIKE:g})")
     rates = [1000 * sum(count_terms(texts, terms).counts.values()) / max(1, sum(map(count_words, texts))) for texts in (domain, general)]
     if rates[1] and rates[1] >= TERM_SHARE * rates[0]:
         found.append(f"it has {rates[1]:.2g} of the listed terms per 1,000 words, and the domain {rates[0]:.2g}")
