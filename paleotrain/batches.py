@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPACED', 'WORD', 'Key', 'character_units', 'token_units', 'chunk_bounds', 'encode_plain', 'plain_ids',
            'encode_document', 'tokenizer_hash', 'write_chunks', 'draw_units', 'hidden_endings', 'WordMasker',
-           'ChunkMix', 'Mix', 'BatchOrder', 'Rows', 'deaf', 'batch_loader']
+           'ChunkMix', 'Mix', 'BatchOrder', 'Rows', 'deaf', 'batch_loader', 'masked_example']
 
 # %% ../nbs/04_batches.ipynb #c1d35112
 import json
@@ -27,6 +27,7 @@ from .core import UserError, sha256
 from .corpus import LETTERS, PAIR, UNSPACED, find_terms
 from .documents import Document
 from .tokenizer import runs_on
+from .vocabulary import MARK
 
 # %% ../nbs/04_batches.ipynb #bfae6ca2
 SPACED = rf"(?:[^\W{LETTERS}]|[\u0300-\u036f])+" # with accents that no letter could take in
@@ -340,3 +341,15 @@ def batch_loader(
     if mix.batches_per_epoch == 0: raise UserError("corpus", "no chunk to train on", "give more text")
     return DataLoader(Rows(mix), batch_sampler=BatchOrder(mix, total, start), collate_fn=collate, num_workers=workers, worker_init_fn=deaf,
                       pin_memory=torch.cuda.is_available(), generator=torch.Generator()) # its own: an iterator's seed is drawn from it
+
+# %% ../nbs/04_batches.ipynb #0477fa22
+def masked_example(mix: ChunkMix, masker: WordMasker, most: int = 120) -> list[dict[str, Any]]:
+    "One training chunk token by token, with what was done to each; the first chunk of the first batch."
+    chunk = mix.sources[0][int(np.argmax(mix.lengths[0] >= min(most, mix.lengths[0].max())))]
+    ids, labels = masker.mask(chunk, (0, 0, 0))
+    tokens = masker.tokenizer.convert_ids_to_tokens(chunk["input_ids"].tolist())
+    shown = []
+    for token, old, new, label, is_term, unit in list(zip(tokens, chunk["input_ids"], ids, labels, chunk["term"], chunk["units"], strict=True))[:most]:
+        kind = "special" if unit < 0 else "plain" if label < 0 else "mask" if new == masker.tokenizer.mask_token_id else "kept" if new == old else "random"
+        shown.append({"text": token.replace("▁", " ").replace(MARK, ""), "kind": kind, "term": bool(is_term)})
+    return shown

@@ -80,6 +80,7 @@ class DaptConfig(TrainConfig):
     test_words: int = Field(6000, ge=20, description="hidden words scored on the test split")
     term_occurrences: int = Field(8, ge=1, description="most held-out occurrences scored for one term")
     memory_limit_gb: float | None = Field(None, gt=0, description="claim: peak memory stays within this, GB; None: not claimed")
+    recover_tokens: int = Field(20_000_000, ge=1, description="a base whose head does not work is recovered on at most so many tokens of general text")
 
     @model_validator(mode="after")
     def has_text_for_control(self) -> "DaptConfig":

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WITH_MARKS', 'HAN_AND_KANA', 'LETTERS', 'MARKS', 'UNSPACED', 'PAIR', 'WORDS', 'SPLITS', 'LONGEST_TERM', 'PARTED_BY',
            'RAW', 'DROPPED', 'WITHIN', 'BEGINS', 'LOOSE', 'ENDS', 'split_words', 'count_words', 'weighed',
-           'unspaced_words', 'counted_so', 'Splits', 'prepared_files', 'load_splits', 'Term', 'read_terms',
-           'as_written', 'term_pattern', 'find_terms', 'Occurrences', 'count_terms', 'named', 'nowhere']
+           'unspaced_words', 'counted_so', 'Splits', 'prepared_files', 'load_splits', 'data_summary', 'Term',
+           'read_terms', 'as_written', 'term_pattern', 'find_terms', 'Occurrences', 'count_terms', 'named', 'nowhere']
 
 # %% ../nbs/02_corpus.ipynb #babdfab2
 import csv
@@ -224,6 +224,14 @@ def load_splits(
         dict(skipped), report, overlap, _how(named, shares, seed) + counted_so(sum(r.unspaced for r in seen), sum(r.words for r in seen)),
         sha256("\n".join(f"{r.split}\t{r.doc_id}\t{r.digest}" for r in seen if r.split)),
         training, {mark for record in seen if record.split not in ("", "train") for mark, _ in record.marks})
+
+# %% ../nbs/02_corpus.ipynb #916ac2fd
+def data_summary(splits: Splits, general: Splits | None) -> dict[str, Any]:
+    "What a manifest says about the text of a run."
+    roles = {"replay": "train", "validation": "validation", "test": "test"}
+    return {"unit": "document", "split_by": splits.split_by, "splits": {s: dict(splits.counts[s]) for s in SPLITS},
+            "general": {role: dict(general.counts[split]) for role, split in roles.items()} if general else None,
+            "overlap": splits.overlap + (f" Of general text, {general.overlap}" if general else ""), "test_units": splits.ids["test"]}
 
 # %% ../nbs/02_corpus.ipynb #8247d623
 LONGEST_TERM = 120 # characters

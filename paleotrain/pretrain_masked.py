@@ -13,17 +13,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .batches import ChunkMix, WordMasker, tokenizer_hash, write_chunks
+from .batches import ChunkMix, WordMasker, masked_example, tokenizer_hash, write_chunks
 from .claims import promise
 from .configurations import PretrainConfig
 from .core import Settings, UserError, locate, located, read_json, set_seed, write_json
-from .corpus import Splits, load_splits
-from .dapt import check_length, data_summary, masked_example
+from .corpus import Splits, data_summary, load_splits
 from .evaluation import batch_tokens, claim, cloze, evaluation_windows, export_model, fit_windows, judged, metric_row, write_samples
 from .intervals import compare, perplexity
 from .locate import parent_hash
 from .metrics import Window, score, unigram_scores
-from .models import LoadedModel, load_mlm, new_mlm, parameter_count, pick_device, pick_precision, use_summed_loss
+from .models import LoadedModel, check_length, load_mlm, new_mlm, parameter_count, pick_device, pick_precision, use_summed_loss
 from .plan import Plan, make_plan
 from .runs import Run, best_checkpoint, finish, refuse_changed, same_parent, write_table
 from .starting import frozen

@@ -164,6 +164,26 @@ def killed_at(file: str, runs: Path, *words: str) -> Path:
     return folder
 
 
+def beginnings(name: str, folder: Path, characters: int = 200) -> Path:
+    """A file of the sample with the beginning of each document alone: as many documents, a fraction of the time."""
+    rows = [json.loads(line) for line in (ROOT / f"data/sample/{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps({"text": (row.get("text") or row["raw_text"])[:characters]}) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def useless_model():
+    """A small model under tiny-base's tokenizer whose head is random: worse than word frequencies."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from paleotrain.models import new_mlm
+    torch.manual_seed(0)
+    model = new_mlm(AutoTokenizer.from_pretrained(ROOT / "artifacts/tiny-base"), 32, 1, 2, 512)
+    with torch.no_grad(): model.lm_predictions.lm_head.bias.normal_(0, 2)
+    return model
+
+
 HOSTILE = """<script>alert("x")</script><img src='http://evil.invalid/x.png' onerror=alert(1)>"""
 
 

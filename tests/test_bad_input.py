@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, command, here, only_run, options
+from conftest import SMALL, command, here, only_run, options
 
 from paleotrain.core import UserError, load_settings, resolve, sha256, stable_fraction
 from paleotrain.dapt import DaptConfig, load_base, prepare
@@ -94,28 +94,6 @@ def test_base_on_the_hub_while_offline(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     run, config, data, settings = prepared(tmp_path, corpus=[written(tmp_path, "c.jsonl", "\n".join(GOOD))], base_model="nobody/no-such-model")
     with pytest.raises(UserError, match="not in the hub's cache, and cannot be fetched .offline"): load_base(run, config, data, settings)
-
-
-def base(tmp_path: Path, headless: bool) -> str:
-    """A model whose head is missing, or random: worse than word frequencies."""
-    import torch
-    from transformers import AutoTokenizer
-
-    from paleotrain.models import new_mlm
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "artifacts/tiny-base")
-    model = new_mlm(tokenizer, 32, 1, 2, 512)
-    with torch.no_grad(): model.lm_predictions.lm_head.bias.normal_(0, 2)
-    (model.deberta if headless else model).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    return str(tmp_path / "base")
-
-
-@pytest.mark.parametrize(("headless", "words"), [(True, "its prediction head is missing"), (False, "its prediction head is useless: perplexity")])
-def test_base_without_a_working_head(tmp_path, headless, words):
-    run, config, data, settings = prepared(tmp_path, corpus=[written(tmp_path, "c.jsonl", "\n".join(GOOD))], base_model=base(tmp_path, headless))
-    with pytest.raises(UserError) as caught: load_base(run, config, data, settings)
-    assert words in str(caught.value) and "recover it first: paleotrain run pretrain -p base_model" in str(caught.value)
 
 
 def test_unknown_parameter_through_the_command(runs):

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from conftest import ROOT, SMALL, here, only_run, options
+from conftest import ROOT, SMALL, beginnings, events, here, only_run, options, useless_model
 
 TINY = ROOT / "artifacts/tiny-base"
 
@@ -28,10 +28,10 @@ def sentencepiece_model(tokenizer) -> bytes:
     return proto.SerializeToString()
 
 
-def hub_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
-    """tiny-base with the hub's names: half precision in pytorch_model.bin, deberta.*, lm_predictions.lm_head.*, mask_predictions.*, spm.model."""
+def hub_checkpoint(folder: Path, model=None) -> dict[str, torch.Tensor]:
+    """A model, or tiny-base, with the hub's names: half precision in pytorch_model.bin, deberta.*, lm_predictions.lm_head.*, mask_predictions.*, spm.model."""
     from transformers import AutoModelForMaskedLM, AutoTokenizer
-    model, tokenizer = AutoModelForMaskedLM.from_pretrained(TINY), AutoTokenizer.from_pretrained(TINY)
+    model, tokenizer = model or AutoModelForMaskedLM.from_pretrained(TINY), AutoTokenizer.from_pretrained(TINY)
     folder.mkdir()
     state = {k: v.half() for k, v in model.state_dict().items()}
     assert all(k.startswith(("deberta.", "lm_predictions.lm_head.")) for k in state)
@@ -83,3 +83,22 @@ def test_a_hub_checkpoint_all_the_way(runs, tmp_path):
     assert not torch.equal(new[:len(old)], old) # it was trained
     batch = tokenizer([f"The animal {terms[0]} was small."], return_tensors="pt")
     assert torch.isfinite(model(**batch).logits).all()
+
+
+def test_the_reference_configuration_runs_to_its_end_on_a_base_whose_head_is_useless(runs, tmp_path, monkeypatch):
+    """dapt_11gb as it is, but for text, length and a CPU's precision: the head is recovered, and what is claimed is held against that."""
+    monkeypatch.setenv("PALEOTRAIN_ARTIFACTS", str(tmp_path / "artifacts"))
+    hub_checkpoint(tmp_path / "hub", useless_model())
+    given = {"base_model": tmp_path / "hub", "corpus": beginnings("cambrian", tmp_path), "general": beginnings("general", tmp_path), "precision": "fp32",
+             "terms": "tests/terms.csv", "max_steps": 1, "eval_words": 20, "test_words": 20, "term_occurrences": 1, "recover_tokens": 1, "tracker": "none"}
+    done = here("run", "dapt", "--preset", "dapt_11gb", *options(given))
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = only_run(runs)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["terminal"]["status"] == "finished" and (folder / "model/model.safetensors").is_file()
+    assert manifest["parent"]["head"].startswith("present but useless: perplexity ")
+    record = manifest["recovery"]
+    assert manifest["baseline"].startswith(f"B: hub, its head recovered on {record['tokens']:,} tokens of general text, validation loss not flat; head ")
+    (inner,) = (folder / "recovery").iterdir()
+    assert [e["step"] for e in events(inner) if e["kind"] == "eval"][-1] == record["steps"] == 1 and record["curve"][-1]["nats"] > 1
+    assert (tmp_path / "artifacts/recovered" / record["key"] / "model/model.safetensors").is_file()
