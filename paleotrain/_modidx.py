@@ -486,6 +486,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'paleotrain.curriculum.teach': ('curriculum.html#teach', 'paleotrain/curriculum.py'),
                                        'paleotrain.curriculum.train_phase': ('curriculum.html#train_phase', 'paleotrain/curriculum.py')},
             'paleotrain.dapt': { 'paleotrain.dapt.Base': ('dapt.html#base', 'paleotrain/dapt.py'),
+                                 'paleotrain.dapt.Base.state': ('dapt.html#base.state', 'paleotrain/dapt.py'),
                                  'paleotrain.dapt.DaptData': ('dapt.html#daptdata', 'paleotrain/dapt.py'),
                                  'paleotrain.dapt.DaptPlan': ('dapt.html#daptplan', 'paleotrain/dapt.py'),
                                  'paleotrain.dapt.base_path': ('dapt.html#base_path', 'paleotrain/dapt.py'),

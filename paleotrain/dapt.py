@@ -173,6 +173,9 @@ class Base:
     name: str # of the baseline, in sentences
     doubt: str = "" # why nothing can be held against the baseline
 
+    @property
+    def state(self) -> str: return "A" if self.baseline == self.place else "B" # the baseline's letter
+
 # %% ../nbs/08_dapt.ipynb #ff28a7d2
 NO_HEAD = "the base's head does not work"
 
@@ -295,7 +298,7 @@ def plan_dapt(run: Run, config: DaptConfig, data: DaptData, base: Base, settings
     run.update(data=summary, plan={"rows": plan.rows, "problems": plan.problems}, example=masked_example(mix, masker),
                hardware=run.manifest["hardware"] | {"precision": config.precision})
     for problem in plan.problems: run.log("warning", message=problem)
-    if not (run.folder / "claims.json").exists(): promise(run, dapt_claims(config))
+    if not (run.folder / "claims.json").exists(): promise(run, dapt_claims(config, base.state))
     return DaptPlan(plan, mix, masker), config
 
 # %% ../nbs/08_dapt.ipynb #fb93f6bd

@@ -8,7 +8,7 @@ __all__ = ['TEXTS', 'CUT_RANKS', 'NOTHING', 'Read', 'state_folders', 'read_state
            'settle_trained', 'settle_english', 'settle_control', 'fragmentation_rows', 'judge_terms', 'measured_claims',
            'judge_dapt']
 
-# %% ../nbs/08_dapt_judge.ipynb #a9175c5b
+# %% ../nbs/08_dapt_judge.ipynb #7bfc1b7d
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from .claims import Claim, Result, of_seeds, settle, verdict
 from .configurations import DaptConfig
-from .core import Settings, read_json, write_json
-from .dapt import RANK_GAIN, Base, DaptData, base_path
+from .core import read_json, write_json
+from .dapt import RANK_GAIN, Base, DaptData
 from .evaluation import batch_tokens, by_term, cloze, export_model, term_rows, write_samples
 from .intervals import BITS, Comparison, Figure, Scores, compare, differ, figure, perplexity
 from .loop import memory_gb
@@ -32,7 +32,7 @@ from .tokenizer import fragmentation
 from .training import Trained
 from .vocabulary import why_not_whole
 
-# %% ../nbs/08_dapt_judge.ipynb #09f2352c
+# %% ../nbs/08_dapt_judge.ipynb #dc3331f9
 TEXTS = {"domain": "domain", "rare_terms": "terms", "general": "general"} # claim, and the name of its windows
 CUT_RANKS = 50 # occurrences
 
@@ -43,14 +43,13 @@ class Read:
     ranks: Ranks | None # of the hidden terms; None without terms
 
 def state_folders(
-    base: str, # folder or hub name of the baseline
+    base: Base,
     run: Path, # its folder
-    added: bool, # whether the model got new words
     placebo: Path | None,
 ) -> dict[str, str]:
-    "The states of a run by name, each with the folder of its model."
+    "The states of a run by name, the baseline first, each with the folder of its model."
     start, best = run / "checkpoints/step-000000", best_checkpoint(run)
-    folders = {"A": base, "V": str(start) if added else base, "after": str(best["folder"])}
+    folders = {base.state: base.baseline, "V": str(start) if base.added else base.baseline, "after": str(best["folder"])}
     if not best["step"]: folders["after"] = folders["V"]
     return folders | ({"placebo": str(placebo)} if placebo else {})
 
@@ -74,13 +73,13 @@ def read_state(
 def read_states(config: DaptConfig, folders: Mapping[str, str], base: Base, data: DaptData) -> dict[str, Read]:
     "Every state of the model on the test split, each model read once."
     done: dict[str, Read] = {}
-    names, cut = [term.term for term in data.terms], {folders["A"]} if base.added else set()
+    names, cut = [term.term for term in data.terms], {next(iter(folders.values()))} if base.added else set()
     for folder in dict.fromkeys(folders.values()):
         variants = {} if folder in cut else base.variants
         done[folder] = read_state(config, folder, data.windows, names, variants, folder in cut)
     return {state: done[folder] for state, folder in folders.items()}
 
-# %% ../nbs/08_dapt_judge.ipynb #af45830e
+# %% ../nbs/08_dapt_judge.ipynb #c7279dc2
 def outside(scores: Scores) -> NDArray[np.bool_]: # which domain words are outside the term list
     return np.array([not term for term in scores.terms])
 
@@ -108,7 +107,7 @@ def state_rows(states: Mapping[str, Read], seed: int) -> list[dict[str, Any]]:
     return [{"text": text, "measure": measure, "state": state, "value": f.value, "low": f.low, "high": f.high, "n": f.n, "units": f.units}
             for state, read in states.items() for (text, measure), f in state_figures(read, seed).items()]
 
-# %% ../nbs/08_dapt_judge.ipynb #6bc1a79f
+# %% ../nbs/08_dapt_judge.ipynb #f9bf0ff5
 def pairs_of(states: Mapping[str, Read]) -> list[tuple[str, str]]:
     "Which states are compared: from the baseline to V, from V to after, from the baseline to after, and from the placebo to after."
     first = next(iter(states))
@@ -142,7 +141,7 @@ def change_rows(states: Mapping[str, Read], seed: int) -> list[dict[str, Any]]:
                          "high": gain.high, "n": gain.n, "units": gain.units})
     return rows
 
-# %% ../nbs/08_dapt_judge.ipynb #fa208fcf
+# %% ../nbs/08_dapt_judge.ipynb #0591fc67
 NOTHING = 0.005 # a change of perplexity that is none
 
 def missed_before(whole: Comparison, vocabulary: Comparison, training: Comparison, limit: float) -> bool:
@@ -185,11 +184,11 @@ def settle_english(claims: list[Claim], states: Mapping[str, Read], doubts: Mapp
     if added: settle(claims, "vocabulary_general", words.result(), doubt=doubts.get("general", ""))
     else: settle(claims, "vocabulary_general", None, note="no words were added")
 
-# %% ../nbs/08_dapt_judge.ipynb #3a923e64
-def settle_control(claims: list[Claim], states: Mapping[str, Read], seed: int) -> None:
+# %% ../nbs/08_dapt_judge.ipynb #241d7eb8
+def settle_control(claims: list[Claim], states: Mapping[str, Read], doubt: str, seed: int) -> None:
     "The claim that the domain text did it, and not any further training."
     change = compared(states, ("placebo", "after"), "domain", seed) if "placebo" in states else None
-    settle(claims, "control", change.result() if change else None, doubt=of_seeds(1),
+    settle(claims, "control", change.result() if change else None, doubt=doubt or of_seeds(1),
            note="" if change else "no placebo was trained, since the state before the first step was kept")
 
 # %% ../nbs/08_dapt_judge.ipynb #52a6ef41
@@ -233,29 +232,28 @@ def measured_claims(run: Run, config: DaptConfig, claims: list[Claim], trained: 
         settle(claims, id, Result(middle, len(values)), met=middle >= least)
     settle(claims, "waiting", Result(trained.waited), met=trained.waited < 0.1)
 
-# %% ../nbs/08_dapt_judge.ipynb #8c48fac2
+# %% ../nbs/08_dapt_judge.ipynb #7cec9ced
 def judge_dapt(
     run: Run,
     config: DaptConfig,
     base: Base,
     data: DaptData,
     trained: Trained,
-    settings: Settings,
     placebo: Path | None = None, # its checkpoint
 ) -> list[Claim]:
     "Read the test split once, in every state; write tables, claims, samples, model; finish."
-    best, original = best_checkpoint(run.folder), base_path(config, settings)
-    states = read_states(config, state_folders(original, run.folder, bool(base.added), placebo), base, data)
+    best = best_checkpoint(run.folder)
+    states = read_states(config, state_folders(base, run.folder, placebo), base, data)
     claims: list[Claim] = read_json(run.folder / "claims.json")
-    doubts: dict[str, str] = {}
+    doubts = data.doubts | (dict.fromkeys(TEXTS, base.doubt) if base.doubt else {})
     settle_trained(claims, states, doubts, config.seed)
     settle_english(claims, states, doubts, config.seed, bool(base.added))
-    if config.control != "none": settle_control(claims, states, config.seed)
+    if config.control != "none": settle_control(claims, states, base.doubt, config.seed)
     judge_terms(run, claims, base, data, states)
     measured_claims(run, config, claims, trained)
     write_table(run, "states", state_rows(states, config.seed))
     write_table(run, "changes", change_rows(states, config.seed))
-    before, after = (load_mlm(place) for place in (original, best["folder"]))
+    before, after = (load_mlm(place) for place in (base.baseline, best["folder"]))
     for loaded in (before, after): loaded.model.to(pick_device(config.device))
     write_samples(run, cloze(before, after, data.windows, config.seed, base.variants))
     write_json(run.folder / "claims.json", claims)
