@@ -136,28 +136,30 @@ def doubt_parent(run: Run, data: DaptData, inputs: Sequence[Mapping[str, Any]], 
     both = check_parent_text(run, inputs, base)
     for role, claims in (("corpus", ("domain", "rare_terms")), ("general", ("general",))):
         mine = [entry["path"] for entry in inputs if entry["role"] == role and entry["path"] in both]
-        for claim_id in claims if mine else (): data.doubts[claim_id] = f"the base model was itself trained on {', '.join(mine)}"
+        reason = f"the base model was itself trained on {', '.join(mine)}"
+        for claim_id in claims if mine else (): data.doubts[claim_id] = reason
 
 def doubt_text(run: Run, data: DaptData) -> None:
     "Too few test documents, and general text that is domain text."
     more = "give more documents, raise test_fraction, or name more test_files"
-    for claim_id, what, fix in (("domain", "the domain", more), ("rare_terms", "rare terms", more), ("general", "forgetting", "give more general documents")):
-        windows = data.windows.get({"rare_terms": "terms/test"}.get(claim_id, f"{claim_id}/test"), [])
-        if few := too_few(windows, what, fix): run.warn(few)
+    about = (("domain", "the domain", more), ("terms", "rare terms", more), ("general", "forgetting", "give more general documents"))
+    for kind, what, fix in about:
+        if few := too_few(data.windows.get(f"{kind}/test", []), what, fix): run.warn(few)
     if not data.general: return
-    domain, general = ([d.text for d in sample_documents(part, split, 200)] for part, split in ((data.splits, "train"), (data.general, "test")))
-    doubt(run, data, why_alike(domain, general, data.terms), "general", fix="forgetting cannot be told on it: give general text of other subjects")
+    domain, general = sample_documents(data.splits, "train", 200), sample_documents(data.general, "test", 200)
+    reason = why_alike([d.text for d in domain], [d.text for d in general], data.terms)
+    doubt(run, data, reason, "general", fix="forgetting cannot be told on it: give general text of other subjects")
 
 def doubt_terms(run: Run, data: DaptData) -> None:
     "Terms that occur nowhere: nothing can be learned about them, or nothing measured."
     if not data.terms: return
     if missing := nowhere(data.terms, data.met.counts): run.warn(missing)
     fix = "give text that has them, or a list that suits the text"
-    if not data.met.counts: doubt(run, data, f"none of the {len(data.terms):,} terms occurs in the training text", "rare_terms", fix=fix)
-    test = data.splits.counts["test"]
+    none, test = f"none of the {len(data.terms):,} terms occurs in", data.splits.counts["test"]
+    if not data.met.counts: doubt(run, data, f"{none} the training text", "rare_terms", fix=fix)
     if not data.windows.get("terms/test"):
-        found = f"none of the {len(data.terms):,} terms occurs in the test split ({test['documents']:,} documents, {test['words']:,} words)"
-        doubt(run, data, found, "rare_terms", fix=fix)
+        there = f"({test['documents']:,} documents, {test['words']:,} words)"
+        doubt(run, data, f"{none} the test split {there}", "rare_terms", fix=fix)
 
 # %% ../nbs/08_dapt.ipynb #35ec0174
 @dataclass
@@ -180,7 +182,7 @@ class Base:
 NO_HEAD = "the base's head does not work"
 
 def check_head(run: Run, loaded: LoadedModel, data: DaptData) -> tuple[str, str]:
-    "A sentence on how well the head works, from the validation split, and why nothing can be held against it; '' where it works."
+    "A sentence on how well the head works, on the validation split; and why nothing can be held against it, or ''."
     if loaded.head == "absent":
         run.check("prediction head works", False, "it is missing")
         return "missing", NO_HEAD
@@ -195,7 +197,8 @@ def check_head(run: Run, loaded: LoadedModel, data: DaptData) -> tuple[str, str]
     run.check("prediction head works", works, told)
     if works: return f"present and at work: {told}", ""
     if kind == "general English" or not model.value < guess.value: return f"present but useless: {told}", NO_HEAD
-    return f"present, in doubt: {told}", "the base's head is no better than the domain's own word frequencies, and no general text tells whether it works"
+    why = "the base's head is no better than the domain's own word frequencies, and no general text tells whether it works"
+    return f"present, in doubt: {told}", why
 
 # %% ../nbs/08_dapt.ipynb #706dd613
 def more_words(run: Run, config: DaptConfig, data: DaptData, loaded: LoadedModel) -> tuple[Any, dict[str, list[int]]]:
