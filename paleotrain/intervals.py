@@ -30,6 +30,7 @@ class Scores:
     terms: list[str] # "" for a plain word
     bytes: NDArray[np.int64] | None = None # of each target's text in UTF-8, where whole texts were scored; None for hidden words
     words: NDArray[np.int64] | None = None # of each target, as `corpus` counts them; None: each is one
+    kind: str = "documents" # what the units are
 
 # %% ../nbs/06_intervals.ipynb #01c75ee1
 @dataclass
@@ -41,10 +42,11 @@ class Figure:
     n: int # what the nats were divided by: words or occurrences, characters, tokens, bytes
     units: int # what was resampled
     sure: tuple[float, float] # interval of the value that verdicts use
+    kind: str = "documents" # what the units are
 
-    def result(self, baseline: float | None = None, kind: str = "documents") -> Result:
+    def result(self, baseline: float | None = None, kind: str = "") -> Result:
         "For `settle`, with the change from a baseline where there is one."
-        found = Result(self.value, self.n, self.low, self.high, sure=self.sure, units=self.units, kind=kind)
+        found = Result(self.value, self.n, self.low, self.high, sure=self.sure, units=self.units, kind=kind or self.kind)
         if baseline is None: return found
         change, change_low, change_high = (x / baseline - 1 for x in (self.value, self.low, self.high))
         return replace(found, baseline=baseline, change=change, change_low=change_low, change_high=change_high)
@@ -60,11 +62,12 @@ class Comparison:
     n: int # of the text, in the unit of the first
     units: int
     sure: tuple[float, float] # interval of the change that verdicts use
+    kind: str = "documents"
 
-    def result(self, kind: str = "documents") -> Result:
+    def result(self, kind: str = "") -> Result:
         "For `settle`."
         return Result(self.after.value, self.n, self.after.low, self.after.high, self.before.value, self.change, self.change_low, self.change_high,
-                      self.sure, self.units, kind)
+                      self.sure, self.units, kind or self.kind)
 
 # %% ../nbs/06_intervals.ipynb #628fcb5b
 def resample(
@@ -111,6 +114,7 @@ class Means(NamedTuple):
     moves: Floats # [models, units], how far each unit moves the mean, to first order
     n: int # what the first was divided by
     units: int
+    kind: str
 
 def resampled_means(
     scores: Sequence[Scores], # of the same targets
@@ -121,20 +125,20 @@ def resampled_means(
 ) -> Means:
     "Mean nats of each model; all are nan where no target counts."
     mask, models = np.ones(len(scores[0].nats), dtype=bool) if keep is None else keep, len(scores)
-    if not mask.any(): return Means(np.full(models, np.nan), np.full((models, samples), np.nan), np.zeros((models, 0)), 0, 0)
+    if not mask.any(): return Means(np.full(models, np.nan), np.full((models, samples), np.nan), np.zeros((models, 0)), 0, 0, scores[0].kind)
     names, unit = np.unique(np.array(scores[0].units)[mask], return_inverse=True)
     sums = np.array([np.bincount(unit, s.nats[mask]) for s in scores])
     size = np.array([np.bincount(unit, divisor(s, per)[mask]) for s in scores])
     mean, drawn = resample(sums, size, seed, samples)
     moves = (sums - mean[:, None] * size) / size.mean(1, keepdims=True)
-    return Means(mean, drawn, moves, int(size[0].sum()), len(names))
+    return Means(mean, drawn, moves, int(size[0].sum()), len(names), scores[0].kind)
 
 # %% ../nbs/06_intervals.ipynb #d4cf9453
 def _exp(means: Means, model: int) -> Figure:
     low, high = interval(means.drawn[model])
     sure = sure_interval(float(means.mean[model]), means.moves[model])
     value, low, high, sure_low, sure_high = (float(np.exp(x)) for x in (means.mean[model], low, high, *sure))
-    return Figure(value, low, high, means.n, means.units, (sure_low, sure_high))
+    return Figure(value, low, high, means.n, means.units, (sure_low, sure_high), means.kind)
 
 def perplexity(scores: Scores, **options: Any) -> Figure:
     "exp(summed nats / words) with its 95 % interval."
@@ -146,7 +150,7 @@ def compare(before: Scores, after: Scores, **options: Any) -> Comparison:
     gain = float(both.mean[1] - both.mean[0])
     low, high = interval(np.expm1(both.drawn[1] - both.drawn[0]))
     sure_low, sure_high = (float(np.expm1(x)) for x in sure_interval(gain, both.moves[1] - both.moves[0]))
-    return Comparison(_exp(both, 0), _exp(both, 1), math.expm1(gain), low, high, both.n, both.units, (sure_low, sure_high))
+    return Comparison(_exp(both, 0), _exp(both, 1), math.expm1(gain), low, high, both.n, both.units, (sure_low, sure_high), both.kind)
 
 # %% ../nbs/06_intervals.ipynb #c818bca6
 BITS = 1 / math.log(2) # a nat in bits
@@ -154,7 +158,7 @@ BITS = 1 / math.log(2) # a nat in bits
 def _rate(means: Means, model: int, scale: float) -> Figure:
     low, high = interval(means.drawn[model] * scale)
     value = float(means.mean[model] * scale)
-    return Figure(value, low, high, means.n, means.units, sure_interval(value, means.moves[model] * scale))
+    return Figure(value, low, high, means.n, means.units, sure_interval(value, means.moves[model] * scale), means.kind)
 
 def figure(
     scores: Scores,
@@ -178,7 +182,7 @@ def compare_rates(
     low, high = interval(both.drawn[1] / both.drawn[0] - 1)
     sure = sure_interval(math.log(new / old), both.moves[1] / new - both.moves[0] / old) # of the logarithm of their ratio
     sure_low, sure_high = (float(np.expm1(x)) for x in sure)
-    return Comparison(_rate(both, 0, scale), _rate(both, 1, scale), float(new / old - 1), low, high, both.n, both.units, (sure_low, sure_high))
+    return Comparison(_rate(both, 0, scale), _rate(both, 1, scale), float(new / old - 1), low, high, both.n, both.units, (sure_low, sure_high), both.kind)
 
 # %% ../nbs/06_intervals.ipynb #b9c265eb
 def wilson(
