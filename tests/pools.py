@@ -9,6 +9,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from paleotrain.corpus import read_terms, term_pattern
 from paleotrain.documents import Document, ReadReport, expand, read_documents
 from paleotrain.evaluation import spellings
 from paleotrain.intervals import Scores
-from paleotrain.metrics import Window, fitting, score, term_windows, word_windows
+from paleotrain.metrics import Window, fitting, score, span_tokens, term_windows, word_windows
 from paleotrain.models import extend_model, load_mlm
 from paleotrain.scoring import score_texts, unit_scores
 from paleotrain.vocabulary import extend_tokenizer
@@ -31,8 +32,9 @@ WIDTH = 280 # characters of a window, as the demo has them
 Row = tuple[float, float, int] # nats before and after, and what they are divided by
 
 def documents(*files: str) -> list[Document]:
-    "The documents of files below `corpora`."
-    return list(read_documents(expand([str(SETTINGS.corpora / file) for file in files], SETTINGS), ReadReport()))
+    "The documents of files below `corpora`; the sections of a book are units here, or there would be too few."
+    read = read_documents(expand([str(SETTINGS.corpora / file) for file in files], SETTINGS), ReadReport())
+    return [replace(document, book="") for document in read]
 
 def pages(whole: Iterable[Document], characters: int = 2500) -> Iterator[Document]:
     "Documents in pages, cut between words."
@@ -42,6 +44,12 @@ def pages(whole: Iterable[Document], characters: int = 2500) -> Iterator[Documen
         for number, (_, part) in enumerate(itertools.groupby(zip(ends, words, strict=True), lambda pair: pair[0])):
             text = " ".join(word for _, word in part)
             yield Document(f"{document.doc_id} page {number}", text, f"{document.doc_id} page {number}", path=document.path)
+
+def whole(window: Window, *tokenizers: Any) -> Window:
+    "The window with the words that are one token in each vocabulary: one pass scores them all."
+    offsets = [tokenizer(window.text, return_offsets_mapping=True)["offset_mapping"] for tokenizer in tokenizers]
+    one = (t for t in window.targets if all(len(span_tokens(window.text, spans, t.start, t.end)) == 1 for spans in offsets))
+    return replace(window, targets=tuple(one))
 
 def sums(before: Scores, after: Scores, size: Sequence[float] | np.ndarray) -> list[Row]:
     "A row for each unit."
@@ -61,8 +69,9 @@ def masked(folder: Path) -> dict[str, list[Row]]:
     general = documents("scratch_lm/wikipedia_subset.jsonl", "general/wikitext2_valid.txt")
     single: dict[str, list[Window]] = {}
     for window in term_windows(list(pages(domain)), pattern, 60, WIDTH): single.setdefault(window.unit, []).append(window)
-    asked = {"domain words": word_windows(domain, pattern, 6000, WIDTH, 42), "general words": word_windows(general, None, 6000, WIDTH, 42),
-             "rare terms": [window for found in single.values() for window in found[:6]]}
+    words = {name: word_windows(some, pattern, 14_000, WIDTH, 42, share=0.3) for name, some in (("domain words", domain), ("general words", general))}
+    asked = {name: [whole(window, base.tokenizer, tokenizer) for window in windows] for name, windows in words.items()}
+    asked["rare terms"] = [window for found in single.values() for window in found[:3]]
     states = {"A": (base.model, base.tokenizer, None), "V": (new.model, tokenizer, same), "after": (tuned.model, tuned.tokenizer, same)}
     pools: dict[str, list[Row]] = {}
     for name, pairs in (("rare terms", "VA"), ("domain words", "V"), ("general words", "A")):
