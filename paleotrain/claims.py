@@ -92,6 +92,7 @@ class Result:
     sure: tuple[float, float] | None = None # interval of what is held against the limit, at the level of verdicts; None: counted, so certain
     units: int | None = None # what was resampled; None: everything was counted
     kind: str = "documents" # what the units are
+    few: int = FEW_UNITS # fewer units are too few for a verdict
 
 # %% ../nbs/02_claims.ipynb #1aa3efd0
 def settle(
@@ -116,7 +117,7 @@ def settle(
     limit = entry["threshold"] if limit is None else limit
     said = "PASS" if met else "FAIL"
     if met is None and result.sure is not None and limit is not None: said = verdict(*result.sure, limit)
-    few = result.units is not None and result.units < FEW_UNITS
+    few = result.units is not None and result.units < result.few
     final, why = said, f"{result.units:,} {result.kind}" if result.units is not None else ""
     if before and said != "INCONCLUSIVE": final, why = "BEFORE TRAINING", f"{'held' if said == 'PASS' else 'missed'} before training"
     if doubt: final, why = "INCONCLUSIVE", doubt

@@ -383,6 +383,7 @@ class Document:
     source: str = ""
     licence: str = ""
     path: str = "" # the file it was read from
+    book: str = "" # the same, where the document is a section of it
 
 @dataclass
 class ReadReport:
@@ -560,12 +561,13 @@ def _read_text(path: Path) -> Iterator[Document]:
     "The pages of a WikiText file, a short text whole, the sections of a book."
     paragraphs = split_paragraphs(read_lines(path))
     pieces: Iterable[tuple[str, str]] = split_sections(paragraphs)
+    book = "" if is_wikitext(path) or is_short(path) else str(path)
     if is_wikitext(path):
         pages = split_sections(paragraphs, PAGE, shortest=1, longest=math.inf)
         pieces = ((clean_wikitext(title), clean_wikitext(page)) for title, page in pages)
     elif is_short(path): pieces = [("", "".join(paragraphs))]
     for number, (title, text) in enumerate(((title, _unwrap(text)) for title, text in pieces if text), 1):
-        yield Document(f"{stem_of(path)}#{number:03}", text, sha256(text), title, path=str(path))
+        yield Document(f"{stem_of(path)}#{number:03}", text, sha256(text), title, path=str(path), book=book)
 
 def _read_file(path: Path, report: ReadReport) -> Iterator[Document]:
     refuse_foreign(path, suffix_of(path)[1:])

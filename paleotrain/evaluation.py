@@ -26,7 +26,7 @@ from .core import Settings, UserError, atomic_dir, atomic_write, locate, located
 from .corpus import Splits, count_words, counted_so, unspaced_words, weighed
 from .documents import Document, ReadReport, expand, read_documents
 from .intervals import Comparison, Scores, compare, perplexity
-from .metrics import Guesses, Window, fitting, score, term_windows, top_words, whole_tokens, word_windows
+from .metrics import Guesses, Window, fitting, score, term_windows, top_words, units_told, whole_tokens, word_windows
 from .models import LoadedModel, load_mlm, pick_device
 from .runs import Run
 
@@ -70,7 +70,9 @@ def fit_windows(
         if len(windows[kind]) < len(every):
             run.warn(f"{kind}: {len(every) - len(windows[kind])} of {len(every)} windows have more tokens than the model has positions and are left out")
     refuse_wordless(windows)
-    run.update(data=run.manifest["data"] | {"windows": sha256(repr(sorted(windows.items())))})
+    tested = {kind: found for kind, found in windows.items() if kind.endswith("/test") and found}
+    told = {kind.split("/")[0]: units_told((window.unit for window in found), found[0].kind) for kind, found in tested.items()}
+    run.update(data=run.manifest["data"] | {"windows": sha256(repr(sorted(windows.items()))), "resampled": told})
 
 def batch_tokens(config: TrainConfig) -> int:
     "Tokens of an evaluation batch."

@@ -164,6 +164,7 @@ def data(run: RunRecord) -> str:
     sizes = [size for size in SIZES if any(size in part for part in parts.values())]
     splits = table("l" + "r" * len(sizes), ("split", *sizes), [(esc(name), *(count(part.get(k)) for k in sizes)) for name, part in parts.items()])
     facts = [about["split_by"], about["overlap"]]
+    facts += [f"intervals of {name} resample {units}" for name, units in about.get("resampled", {}).items()]
     if mix: facts.append(f"general text mixed in: {percent(mix['asked'], False)} asked, {percent(mix['realised'], False)} realised")
     units = "".join(f"<li>{esc(unit)}</li>" for unit in about["test_units"])
     named = f'<details><summary>The {len(about["test_units"]):,} test units by name</summary><ul class="units">{units}</ul></details>'
