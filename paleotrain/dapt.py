@@ -6,7 +6,7 @@
 __all__ = ['GENERAL_TEST', 'GENERAL_VALIDATION', 'DaptData', 'read_splits', 'warn_of_text', 'prepare', 'base_path',
            'data_summary', 'trained_on', 'check_parent_text', 'Base', 'check_head', 'check_length', 'load_base',
            'dapt_claims', 'DaptPlan', 'make_batches', 'tell_replay', 'plan_dapt', 'masked_example', 'validate',
-           'train_dapt']
+           'stopping_rules', 'train_dapt']
 
 # %% ../nbs/08_dapt.ipynb #2ca09833
 import math
@@ -26,6 +26,7 @@ from .core import Settings, UserError, locate, located, read_json, sha256_file, 
 from .corpus import Occurrences, Splits, Term, count_terms, load_splits, nowhere, read_terms, term_pattern
 from .evaluation import batch_tokens, claim, evaluation_windows, fit_windows
 from .locate import check_base, parent_hash
+from .loop import Rule, beyond, no_better_by
 from .metrics import Window, score
 from .models import LoadedModel, extend_model, load_mlm, parameter_count, pick_device, pick_precision, usable_positions, use_summed_loss
 from .perplexity import perplexity, unigram_scores
@@ -260,7 +261,17 @@ def validate(config: DaptConfig, base: Base, data: DaptData) -> dict[str, Any]:
         values[name] = round(found[kind].value, 3) if found[kind] else None
     return values
 
+# %% ../nbs/08_dapt.ipynb #1788d18e
+def stopping_rules(config: DaptConfig) -> list[Rule]:
+    "What ends the training beside the loss: rare terms that are no longer learned, general English that is being forgotten."
+    gain, limit = config.rare_term_threshold, config.general_limit
+    terms = f"rare-term perplexity was not better by {100 * gain:g} %"
+    general = f"general perplexity was over {100 * limit:g} % above its value before training"
+    return [Rule("rare_term_perplexity", config.rare_term_patience, no_better_by(gain), terms),
+            Rule("general_perplexity", config.general_patience, beyond(limit), general)]
+
+# %% ../nbs/08_dapt.ipynb #da8a2a3d
 def train_dapt(run: Run, config: DaptConfig, base: Base, data: DaptData, planned: DaptPlan) -> Trained:
-    "Train to the end of the plan."
+    "Train to the end of the plan, or until a rule stops it."
     return train(run, config, use_summed_loss(base.loaded.model), base.tokenizer, planned.mix, planned.masker, planned.plan.steps, planned.plan.warmup,
-                 lambda: validate(config, base, data))
+                 lambda: validate(config, base, data), rules=stopping_rules(config))
