@@ -118,6 +118,7 @@ def test_a_training_that_only_makes_it_worse_keeps_the_state_before_it(runs):
     assert terminal["reason"] == "max_steps reached; no evaluation was better than before training"
     evaluations = [e for e in events(folder) if e["kind"] == "eval"]
     assert [e["step"] for e in evaluations] == [0, 2, 4] and evaluations[0]["nats"] == min(e["nats"] for e in evaluations)
+    assert all(0 < e["nats_per_token"] < e["nats"] for e in evaluations) # a word has one token or more
     kept = load_file(folder / "checkpoints/step-000000/model.safetensors")
     assert (folder / "model/model.safetensors").read_bytes() == (folder / "checkpoints/step-000000/model.safetensors").read_bytes()
     for name, weight in load_file(ROOT / "artifacts/tiny-base/model.safetensors").items():
