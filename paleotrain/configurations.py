@@ -44,8 +44,9 @@ class TrainConfig(PhaseConfig):
     eval_steps: int = Field(2000, ge=1, description="optimizer steps between evaluations on the validation split")
     save_steps: int = Field(10_000, ge=1, description="optimizer steps between checkpoints; a multiple of eval_steps")
     save_total_limit: int = Field(3, ge=1, description="best checkpoints kept, beside the latest")
-    early_stopping_patience: int | None = Field(5, ge=1, description="evaluations without improvement before stopping; None: never")
-    early_stopping_threshold: float = Field(0.01, ge=0, description="nats a word by which an evaluation has to improve")
+    early_stopping_patience: int | None = Field(
+        5, ge=1, description="evaluations in a row, after the warm-up, without improvement before stopping; None: never")
+    early_stopping_threshold: float = Field(0.01, ge=0, description="nats per word by which an evaluation has to improve")
     dataloader_num_workers: int = Field(0, ge=0, description="loader processes; 0 loads in the training process")
     seed: int = Field(42, ge=0, description="order, masks, dropout, evaluation spans and splits all come from it")
     tracker: Literal["none", "tensorboard", "wandb"] = Field("none", description="where train and eval events go as well; wandb works offline too")
@@ -79,6 +80,14 @@ class DaptConfig(TrainConfig):
     eval_words: int = Field(1500, ge=20, description="hidden words scored at each evaluation; more is slower and steadier")
     test_words: int = Field(6000, ge=20, description="hidden words scored on the test split")
     term_occurrences: int = Field(8, ge=1, description="most held-out occurrences scored for one term")
+    rare_term_patience: int | None = Field(
+        3, ge=1, description="evaluations in a row, after the warm-up, without gain on rare terms before stopping; None: never")
+    rare_term_threshold: float = Field(
+        0.01, ge=0, lt=1, description="share of its best by which rare-term perplexity has to improve")
+    general_patience: int | None = Field(
+        3, ge=1, description="evaluations in a row, after the warm-up, beyond general_limit before stopping; None: never")
+    general_limit: float = Field(
+        0.03, ge=0, description="share by which general perplexity may exceed its value before training")
     memory_limit_gb: float | None = Field(None, gt=0, description="claim: peak memory stays within this, GB; None: not claimed")
     recover_tokens: int = Field(20_000_000, ge=1, description="a base whose head does not work is recovered on at most so many tokens of general text")
 

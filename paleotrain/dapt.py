@@ -6,7 +6,7 @@
 __all__ = ['GENERAL_TEST', 'GENERAL_VALIDATION', 'NO_HEAD', 'RANK_GAIN', 'PLACEBO_GAIN', 'DaptData', 'read_splits',
            'warn_of_text', 'prepare', 'base_path', 'trained_on', 'check_parent_text', 'doubt', 'doubt_parent',
            'doubt_text', 'doubt_terms', 'Base', 'check_head', 'more_words', 'doubt_words', 'load_base', 'dapt_claims',
-           'DaptPlan', 'make_batches', 'tell_replay', 'plan_dapt', 'validate', 'train_dapt']
+           'DaptPlan', 'make_batches', 'tell_replay', 'plan_dapt', 'validate', 'stopping_rules', 'train_dapt']
 
 # %% ../nbs/08_dapt.ipynb #2ca09833
 import math
@@ -24,9 +24,10 @@ from .claims import Claim, claim, promise
 from .configurations import DaptConfig
 from .core import Settings, UserError, load_settings, locate, located, read_json, sha256_file, shown_path
 from .corpus import Occurrences, Splits, Term, count_terms, data_summary, load_splits, nowhere, read_terms, term_pattern
-from .evaluation import METRICS, batch_tokens, evaluation_windows, fit_windows, sample_documents
-from .intervals import perplexity
+from .evaluation import METRICS, UNITS, batch_tokens, evaluation_windows, fit_windows, sample_documents
+from .intervals import figure, perplexity
 from .locate import check_base, parent_hash
+from .loop import Rule, beyond, no_better_by
 from .metrics import Window, score, unigram_scores
 from .models import LoadedModel, check_length, extend_model, load_mlm, parameter_count, pick_device, pick_precision, use_summed_loss
 from .plan import Plan, make_plan
@@ -307,16 +308,26 @@ def plan_dapt(run: Run, config: DaptConfig, data: DaptData, base: Base, settings
 # %% ../nbs/08_dapt.ipynb #fb93f6bd
 def validate(config: DaptConfig, base: Base, data: DaptData) -> dict[str, Any]:
     "Perplexities on the validation split: what chooses the checkpoint, and where forgetting shows first."
-    def figure(kind: str) -> Any:
+    def scores(kind: str) -> Any:
         windows = data.windows[f"{kind}/validation"]
-        return perplexity(score(base.loaded.model, base.tokenizer, windows, base.variants, batch_tokens(config))) if windows else None
-    found = {kind: figure(kind) for kind in ("domain", "terms", "general")}
-    values: dict[str, Any] = {"nats": math.log(found["domain"].value)}
+        return score(base.loaded.model, base.tokenizer, windows, base.variants, batch_tokens(config)) if windows else None
+    found = {kind: scores(kind) for kind in ("domain", "terms", "general")}
+    values: dict[str, Any] = {unit: figure(found["domain"], per).value for unit, per in UNITS.items()}
     for kind, name in (("domain", "domain_perplexity"), ("terms", "rare_term_perplexity"), ("general", "general_perplexity")):
-        values[name] = round(found[kind].value, 3) if found[kind] else None
+        values[name] = round(perplexity(found[kind]).value, 3) if found[kind] else None
     return values
 
+# %% ../nbs/08_dapt.ipynb #1788d18e
+def stopping_rules(config: DaptConfig) -> list[Rule]:
+    "What ends the training beside the loss: rare terms that are no longer learned, general English that is being forgotten."
+    gain, limit = config.rare_term_threshold, config.general_limit
+    terms = f"rare-term perplexity was not better by {100 * gain:g} %"
+    general = f"general perplexity was over {100 * limit:g} % above its value before training"
+    return [Rule("rare_term_perplexity", config.rare_term_patience, no_better_by(gain), terms),
+            Rule("general_perplexity", config.general_patience, beyond(limit), general)]
+
+# %% ../nbs/08_dapt.ipynb #da8a2a3d
 def train_dapt(run: Run, config: DaptConfig, base: Base, data: DaptData, planned: DaptPlan) -> Trained:
-    "Train to the end of the plan."
+    "Train to the end of the plan, or until a rule stops it."
     return train(run, config, use_summed_loss(base.loaded.model), base.tokenizer, planned.mix, planned.masker, planned.plan.steps, planned.plan.warmup,
-                 lambda: validate(config, base, data))
+                 lambda: validate(config, base, data), rules=stopping_rules(config))

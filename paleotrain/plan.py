@@ -71,8 +71,11 @@ def plan_problems(config: TrainConfig, steps: int, epochs: float, warmup: int, e
     elif warmup > 0.3 * steps: found.append(f"the warm-up takes {warmup / steps:.0%} of all steps; 6 to 10 % is usual")
     if evaluations < 3:
         found.append(f"only {evaluations} evaluation(s) before the last step: early stopping and the choice of a checkpoint have nothing to go by")
-    if config.early_stopping_patience and 0 < evaluations <= config.early_stopping_patience:
-        found.append(f"early stopping waits {config.early_stopping_patience} evaluations and there are {evaluations}: it cannot act")
+    counted = sum(step >= warmup for step in range(config.eval_steps, steps, config.eval_steps))
+    patience = config.early_stopping_patience
+    if patience and evaluations and counted < patience:
+        found.append(f"early stopping waits for {patience} evaluations and there are {counted} between warm-up and last "
+                     "step: it cannot act")
     if epochs > 40: found.append(f"{steps:,} steps are about {epochs:,.0f} epochs over the same text: expect early stopping to end them")
     if epochs < 1: found.append(f"{steps:,} steps see {epochs:.0%} of the training text")
     if config.save_steps % config.eval_steps and config.save_steps < steps:

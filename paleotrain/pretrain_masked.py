@@ -18,8 +18,8 @@ from .claims import promise
 from .configurations import PretrainConfig
 from .core import Settings, UserError, locate, located, read_json, set_seed, write_json
 from .corpus import Splits, data_summary, load_splits
-from .evaluation import batch_tokens, claim, cloze, evaluation_windows, export_model, fit_windows, judged, metric_row, write_samples
-from .intervals import compare, perplexity
+from .evaluation import UNITS, batch_tokens, claim, cloze, evaluation_windows, export_model, fit_windows, judged, metric_row, write_samples
+from .intervals import compare, figure
 from .locate import parent_hash
 from .metrics import Window, score, unigram_scores
 from .models import LoadedModel, check_length, load_mlm, new_mlm, parameter_count, pick_device, pick_precision, use_summed_loss
@@ -94,8 +94,9 @@ def plan_pretrain(
 def train_pretrain(run: Run, config: PretrainConfig, loaded: LoadedModel, data: PretrainData, plan: Plan, mix: ChunkMix, masker: WordMasker) -> Trained:
     "Train to the end of the plan."
     def validate() -> dict[str, Any]:
-        figure = perplexity(score(loaded.model, loaded.tokenizer, data.windows["domain/validation"], None, batch_tokens(config)))
-        return {"nats": math.log(figure.value), "domain_perplexity": round(figure.value, 3)}
+        scores = score(loaded.model, loaded.tokenizer, data.windows["domain/validation"], None, batch_tokens(config))
+        losses = {unit: figure(scores, per).value for unit, per in UNITS.items()}
+        return {**losses, "domain_perplexity": round(math.exp(losses["nats"]), 3)}
     return train(run, config, use_summed_loss(loaded.model), loaded.tokenizer, mix, masker, plan.steps, plan.warmup, validate)
 
 def judge_pretrain(run: Run, config: PretrainConfig, data: PretrainData, trained: Trained) -> list[dict[str, Any]]:

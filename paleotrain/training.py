@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WSD_DECAY', 'SMALLER', 'nan_layer', 'note_order', 'nan_gradient', 'tokens_read', 'make_trainer', 'training_arguments',
-           'check_disk', 'check_workers', 'Trained', 'stop_button', 'train']
+           'check_disk', 'check_workers', 'Trained', 'stop_button', 'decisive', 'train']
 
 # %% ../nbs/07_training.ipynb #8ebdecf0
 import math
@@ -25,7 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 from .batches import Mix, batch_loader
 from .configurations import TrainConfig
 from .core import UserError
-from .loop import SLOWER, RunCallback, Tally
+from .loop import SLOWER, Rule, RunCallback, Tally, no_better, overdue
 from .models import pick_device
 from .runs import Interrupted, Run, checkpoints, go_on, on_sigint
 
@@ -199,6 +199,12 @@ def stop_button(
         print("stopping after this step; press stop again to stop at once")
     return pressed
 
+# %% ../nbs/07_training.ipynb #e7f92351
+def decisive(config: TrainConfig) -> Rule:
+    "The rule on the figure that chooses the checkpoint."
+    least = config.early_stopping_threshold
+    return Rule("decides", config.early_stopping_patience, no_better(least), f"validation was not better by {least:g}")
+
 # %% ../nbs/07_training.ipynb #2993598d
 def train(
     run: Run,
@@ -212,24 +218,26 @@ def train(
     evaluate: Callable[[], dict[str, Any]], # validation figures of `model` as it is now; `decides`, else `nats`, chooses the checkpoint
     stops: Callable[[], str] = str, # asked once an evaluation is written to the run: why to end here; "": go on
     optim: str = "adamw_torch", # the Trainer's name of the optimizer
+    rules: Sequence[Rule] = (), # of this phase, beside the one on the figure that decides
 ) -> Trained:
-    "Train to the end, to early stopping or to a requested stop; a resumed run goes on from its latest checkpoint."
+    "Train to the end, to a rule that stops it or to a requested stop; a resumed run goes on from its latest checkpoint."
     saved = checkpoints(run.folder)
-    sums: dict[str, Any] = {k: math.inf if v is None else v for k, v in saved[-1]["tally"].items()} if saved else {}
+    sums = saved[-1]["tally"] if saved else {}
+    sums = {name: sums[name] for name in Tally.__dataclass_fields__ if sums.get(name) is not None} # an older run has others
     tally, done = Tally(**sums), saved[-1]["step"] if saved else 0
+    rules = (decisive(config), *rules)
     if not saved: run.update(events_before_training=run.settled())
     def ended(step: int, reason: str) -> Trained:
         worse = "; no evaluation was better than before training" if tally.best_step == 0 and math.isfinite(tally.best) else ""
         return Trained(step, reason + worse, tally.seconds, tally.waited / max(tally.seconds, 1e-9))
     if done >= steps: return ended(done, "max_steps reached")
-    if config.early_stopping_patience and tally.stale >= config.early_stopping_patience: # it had stopped before it was judged
-        if not run.manifest["attempts"][-1].get("extends"): return ended(done, f"no improvement in {tally.stale} evaluations")
-        tally.stale = 0
-    if saved and (why := stops()): return ended(done, why) # the same
+    if run.manifest["attempts"][-1].get("extends"):
+        for seen in tally.watched.values(): seen["in_a_row"] = 0
+    if saved and (why := stops() or overdue(rules, tally)): return ended(done, why) # it had stopped before it was judged
     check_disk(run.folder, model, config.save_total_limit)
     check_workers(config.dataloader_num_workers)
     accumulation = config.gradient_accumulation_steps
-    callback = RunCallback(run, config, tokenizer, tally, steps, mix.batches_per_epoch, evaluate, stops)
+    callback = RunCallback(run, config, tokenizer, tally, steps, mix.batches_per_epoch, evaluate, stops, rules, warmup)
     trainer = make_trainer(model, training_arguments(config, steps, warmup, run.folder / "checkpoints", optim),
                            lambda: batch_loader(mix, collate, steps * accumulation, done * accumulation, config.dataloader_num_workers), tally, [callback])
     trainer.remove_callback(PrinterCallback)

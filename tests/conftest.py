@@ -24,7 +24,8 @@ if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS",
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 SMALL = {"max_steps": 4, "eval_words": 60, "test_words": 200, "term_occurrences": 1, "logging_steps": 1, "eval_steps": 2, "save_steps": 2,
-         "early_stopping_patience": 100} # sixty words are too few to stop by: the runs end at max_steps on every machine
+         "early_stopping_patience": 100, # sixty words are too few to stop by: the runs end at max_steps
+         "rare_term_patience": 100, "general_patience": 100}
 QUICK = SMALL | {"eval_words": 20, "test_words": 20, "terms": "tests/terms.csv", "general": None, "max_seq_length": 64, "per_device_train_batch_size": 4,
                  "gradient_accumulation_steps": 1} # where a run's course is tested and not what it measures: a second of judging where SMALL takes thirty
 

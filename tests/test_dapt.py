@@ -6,7 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import BIN, QUICK, ROOT, command, events, here, only_run, options, wait_for
+from safetensors.torch import load_file
 
 from paleotrain.runs import derive_status, find_run
 
@@ -104,6 +106,23 @@ def test_a_killed_run_is_interrupted_and_resumable(runs):
     assert done.returncode == 0, done.stderr[-2000:]
     steps = [e["step"] for e in events(folder) if e["kind"] == "train"]
     assert steps == list(range(1, 41)), json.loads((folder / "manifest.json").read_text())["terminal"]
+
+
+def test_a_training_that_only_makes_it_worse_keeps_the_state_before_it(runs):
+    """A learning rate far too high: the checkpoint kept is the extended base, to the bit, and the run says so."""
+    done = here("run", "dapt", *options(QUICK | {"learning_rate": 0.05, "warmup_steps": 0}))
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = only_run(runs)
+    terminal = json.loads((folder / "manifest.json").read_text())["terminal"]
+    assert terminal["best_step"] == 0
+    assert terminal["reason"] == "max_steps reached; no evaluation was better than before training"
+    evaluations = [e for e in events(folder) if e["kind"] == "eval"]
+    assert [e["step"] for e in evaluations] == [0, 2, 4] and evaluations[0]["nats"] == min(e["nats"] for e in evaluations)
+    assert all(0 < e["nats_per_token"] < e["nats"] for e in evaluations) # a word has one token or more
+    kept = load_file(folder / "checkpoints/step-000000/model.safetensors")
+    assert (folder / "model/model.safetensors").read_bytes() == (folder / "checkpoints/step-000000/model.safetensors").read_bytes()
+    for name, weight in load_file(ROOT / "artifacts/tiny-base/model.safetensors").items():
+        assert torch.equal(kept[name][:len(weight)], weight), name # rows of new words are behind those of the base
 
 
 def test_find_run_by_the_beginning_of_its_id(runs):
