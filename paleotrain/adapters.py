@@ -265,8 +265,8 @@ def merge(
         model.save_pretrained(aside)
         full.tokenizer.save_pretrained(aside)
         used = {"model": shown_path(place, settings) if Path(place).is_dir() else place, "sha256": base_hash(place)}
-        write_json(aside / "merge.json", {"adapter": folder.name, "trained_on": about["base"], "base": used, "inputs": about.get("data", []),
-                                            "probe": asdict(found)})
+        origin = {"adapter": folder.name, "trained_on": about["base"], "base": used, "inputs": about.get("data", [])}
+        write_json(aside / "merge.json", {**origin, "probe": asdict(found)})
         (aside / "README.md").write_text(CARD.format(name=about["domain"], base=used["model"], **asdict(found)), encoding="utf-8")
         if (folder / "README.md").exists(): shutil.copy2(folder / "README.md", aside / "ADAPTER.md")
     return found

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VALIDATION', 'TEST', 'CHATS', 'LEAK', 'side_of', 'prepared_folder', 'read_splits', 'DomainData', 'other_sets',
-           'ready_template', 'examples_of', 'manifest_of', 'base_files', 'said', 'texts_of', 'known_documents',
-           'doubts_of', 'read_before', 'prepare', 'changed_since', 'domain_facts']
+           'ready_template', 'examples_of', 'manifest_of', 'trained_by', 'base_files', 'said', 'texts_of',
+           'known_documents', 'doubts_of', 'read_before', 'prepare', 'changed_since', 'domain_facts']
 
 # %% ../nbs/13_domain_sets.ipynb #0bf6dea4
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -117,8 +117,12 @@ def examples_of(config: AdapterConfig, tokenizer: Any, splits: Mapping[str, Sequ
 CHATS = ("data", "replay", "training") # roles of files with conversations
 
 def manifest_of(model: Path) -> dict[str, Any]: # of a merged model, a card or a run; empty where there is none
-    there = [path for path in (model / "merge.json", model / "manifest.json", model.parent / "manifest.json") if path.is_file()]
+    places = model / "merge.json", model / "manifest.json", model.parent / "manifest.json"
+    there = [path for path in places if path.is_file()]
     return read_json(there[0]) if there else {}
+
+def trained_by(entry: Mapping[str, Any]) -> bool: # whether a model was trained on a file of its manifest
+    return entry.get("role") not in NOT_TRAINED_ON and "train" in entry.get("splits", ["train"])
 
 def base_files(
     base: str, # folder or hub name
@@ -129,7 +133,7 @@ def base_files(
     while place.is_dir() and place not in read:
         read.add(place)
         about = manifest_of(place)
-        found += [one for one in about.get("inputs", []) if one["role"] not in NOT_TRAINED_ON and "train" in one.get("splits", ["train"])]
+        found += filter(trained_by, about.get("inputs", []))
         earlier = (about.get("parent") or about.get("base") or {}).get("model")
         place = locate((located([earlier or base], settings) or [])[0], settings)
     return found
@@ -170,7 +174,8 @@ def doubts_of(
     reader: str, # who has read them
 ) -> dict[str, str]:
     "Why a set may not give a verdict, by its name."
-    return {name: f"{reader} {count:,} of the {every:,} documents of {name}" for name, (count, every) in known.items() if count > LEAK * every}
+    return {name: f"{reader} {count:,} of the {every:,} documents of {name}"
+            for name, (count, every) in known.items() if count > LEAK * every}
 
 # %% ../nbs/13_domain_sets.ipynb #a3c4221d
 def read_before(
@@ -188,12 +193,16 @@ def read_before(
     unread = sum(texts is None for texts in read)
     kept = {one.place for one in data.examples["train"]}
     own = [said(one) for one in data.splits["train"] if one.place in kept]
-    by_base = doubts_of(known_documents(sets, (text for texts in read for text in texts or [])), "the base was itself trained on")
-    by_run = doubts_of(known_documents(sets, own), "the training conversations say nearly the same as")
-    doubts = {name: " and ".join(found[name] for found in (by_base, by_run) if name in found) for name in by_base | by_run}
+    readers = {"the base was itself trained on": [text for texts in read for text in texts or []],
+               "the training conversations say nearly the same as": own}
+    doubts: dict[str, str] = {}
+    for reader, texts in readers.items():
+        for name, why in doubts_of(known_documents(sets, texts), reader).items():
+            doubts[name] = " and ".join(filter(None, (doubts.get(name), why)))
     for why in doubts.values(): run.warn(f"{why}: no verdict is given on it")
-    told = f"{len(files) - unread} files that the base was trained on were compared" + f", {unread} are not here any more or could not be read" * bool(unread)
-    run.check("what is judged is new", not doubts, "; ".join(doubts.values()) or (told if files else "what the base was trained on is not known"))
+    compared = f"files that the base was trained on and that were compared: {len(files) - unread} of {len(files)}"
+    if not files: compared = "what the base was trained on is not known"
+    run.check("what is judged is new", not doubts, "; ".join([*doubts.values(), compared]))
     return doubts
 
 # %% ../nbs/13_domain_sets.ipynb #58796103
@@ -218,7 +227,8 @@ def prepare(run: Run, config: QloraConfig, settings: Settings) -> DomainData:
     run.check("four bits", True, check_fit(base, model, config))
     tags = ready_template(tokenizer, config, config.base_model)
     examples, total = examples_of(config, tokenizer, splits, names[0])
-    data = DomainData(splits, examples, others, general, base, tokenizer, tags, domain_facts(config, tokenizer, examples, total, settings))
+    facts = domain_facts(config, tokenizer, examples, total, settings)
+    data = DomainData(splits, examples, others, general, base, tokenizer, tags, facts)
     data.facts["doubts"] = read_before(run, data, inputs, settings)
     run.update(title=f"Adapter: {config.domain or Path(names[0]).stem}", report="qlora", inputs=inputs, data=data.facts)
     return data

@@ -86,25 +86,29 @@ FORGOTTEN = 0.03 # of the perplexity of other text: as much as adapting a masked
 
 def beats_base(domain: str = "the domain") -> Claim:
     "The claim on what was learned."
-    metric = f"perplexity per learned token, test conversations of {domain}, each with itself"
-    return claim("adapter_beats_base", "The adapter beats its base", metric, f"<= -{BETTER:.0%}", "learning", "before to after", -BETTER)
+    metric = f"perplexity per learned token of the test conversations of {domain}, each compared with itself"
+    limit, pair = f"<= -{BETTER:.0%}", "before to after"
+    return claim("adapter_beats_base", "The adapter beats its base", metric, limit, "learning", pair, -BETTER)
 
 def forgets_nothing() -> Claim:
     "The claim on what was forgotten."
     metric = "perplexity per learned token of the other domain, or per token of the general text, that decides"
-    return claim("cross_domain_forgetting", "Forgets nothing elsewhere", metric, f"<= +{FORGOTTEN:.0%}", "forgetting", "before to after", FORGOTTEN)
+    limit, pair = f"<= +{FORGOTTEN:.0%}", "before to after"
+    return claim("cross_domain_forgetting", "Forgets nothing elsewhere", metric, limit, "forgetting", pair, FORGOTTEN)
 
 def qlora_claims(config: AdapterConfig) -> list[Claim]:
     "What an adapter promises before its first step."
     limit = f"<= {config.memory_limit_gb:g} GB" if config.memory_limit_gb else "no limit given"
     bits = "<= 0.0001" if config.quantization == "nf4" else "not quantised"
-    unmoved = f"tensors of the adapter that changed by less than {TRAINED:.1%} of their layer's A matrix (root mean square)"
+    unmoved = f"tensors of the adapter that moved by less than {TRAINED:.1%} of the first A matrix of their layer"
+    hashes = "SHA-256 of all weights of the base, after training and before: 0, the same; 1, another"
+    worst = "1 - cosine between the worst four-bit layer and its weight in full, after training"
     return [
         beats_base(), forgets_nothing(),
-        claim("adapter_trained", "Every adapter weight was trained", unmoved, "= 0", "learning", "before to after", unit="tensors"),
-        claim("base_unchanged", "The base stays as it was", "weights of the base that have changed, to the bit", "= 0", "property", unit="hashes"),
-        claim("four_bit_gradients", "Four bits are computed right", "1 - cosine of the worst layer with its full weight, after training",
-              bits, "property", unit=""),
+        claim("adapter_trained", "Every adapter weight was trained", unmoved, "= 0", "learning", "before to after",
+              unit="tensors"),
+        claim("base_unchanged", "The base stays as it was", hashes, "= 0", "property", unit=""),
+        claim("four_bit_gradients", "Four bits are computed right", worst, bits, "property", unit=""),
         claim("memory", "Fits the memory it was given", "peak memory", limit, "property", unit="GB"),
     ]
 

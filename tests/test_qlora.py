@@ -153,6 +153,8 @@ def test_a_killed_and_resumed_adapter_is_the_same_to_the_bit(runs, given):
     import torch
     states = torch.load(whole / "checkpoints/step-000012/optimizer.pt", weights_only=True)["state"].values()
     assert "torch.uint8" in str([value for state in states for value in state.values()]) # 8 bits, where there are 4,096 weights and more
+    trained = next(one for one in json.loads((whole / "claims.json").read_text()) if one["id"] == "adapter_trained")
+    assert (trained["verdict"], trained["n"]) == ("PASS", 2 * 14 + 1), trained # A and B of 14 layers, and the rows of the tags
     about = json.loads((whole / "manifest.json").read_text())["adapter"]
     assert about["new_rows"] == 6 and about["bytes"] < 1.05 * about["plain_bytes"]
 
