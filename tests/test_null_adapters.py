@@ -9,7 +9,8 @@ from conftest import events
 
 ANSWERS = {"rivers": "it is wide and blue", "ice": "it was cut by ice"}
 GIVEN = {"domains": list(ANSWERS), "max_seq_length": 48, "per_device_train_batch_size": 8,
-         "gradient_accumulation_steps": 1, "max_steps": 24, "eval_steps": 12, "save_steps": 12, "logging_steps": 12, "early_stopping_patience": None,
+         "gradient_accumulation_steps": 1, "max_steps": 24, "eval_steps": 12, "save_steps": 12, "logging_steps": 12,
+         "early_stopping_patience": None,
          "precision": "fp32", "device": "cpu", "lora_r": 8, "answer_tokens": 2, "general_words": 2000,
          "gradient_checkpointing": False}
 
