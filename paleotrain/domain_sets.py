@@ -110,6 +110,10 @@ def examples_of(config: AdapterConfig, tokenizer: Any, splits: Mapping[str, Sequ
     for split, one in found.items():
         if not one.examples:
             raise UserError(place, f"no conversation of {split} has room in {config.max_seq_length} tokens", "raise max_seq_length, or cut them")
+    places = {one.place for one in found["test"].examples}
+    if not any(one.place in places for one in drawn(splits["test"], config.eval_items, config.seed)):
+        raise UserError(place, f"no test conversation that is drawn has room in {config.max_seq_length} tokens",
+                        "raise max_seq_length or eval_items, or cut them")
     total = Encoded([], *(sum(getattr(one, name) for one in found.values()) for name in ("duplicates", "cut_prompts", "cut_answers", "too_long")))
     return {split: found[split].examples for split in SPLITS}, total
 

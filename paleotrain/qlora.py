@@ -134,6 +134,10 @@ def plan_qlora(run: Run, config: QloraConfig, data: DomainData, loaded: LoadedMo
                   ("precision", config.precision, f"on {config.device}; {run.manifest['config']['precision']['origin']}"), ("optimizer", config.optim, "")]
     if data.general and (stretches := sum(max(1, len(text) // 2000) for _, text in data.general)) < FEW_UNITS:
         plan.problems.append(f"about {stretches} stretches of general text are too few to decide a claim ({FEW_UNITS} are needed): raise general_words")
+    documents = {name: len({one.id for one in chats}) for name, chats in data.others.items()}
+    if small := [f"{name} ({count})" for name, count in documents.items() if count < FEW_UNITS]:
+        said = f"too few test documents to decide what is forgotten: {', '.join(small)}"
+        plan.problems.append(f"{said}; {FEW_UNITS} are needed")
     if any(cut.values()):
         lost = f"{cut['prompts']:,} questions lost their beginning and {cut['answers']:,} answers their end"
         plan.problems.append(f"{lost}: longer than {config.max_seq_length} tokens")
