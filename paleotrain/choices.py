@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LETTER', 'WORDS', 'BETWEEN', 'listed', 'readings', 'Question', 'options_and_key', 'questions_of', 'posed',
-           'with_room', 'cut_questions', 'option_nats', 'choose', 'accuracy_rows', 'choice_rows']
+           'with_room', 'cut_questions', 'option_nats', 'choose', 'outcome', 'accuracy_rows', 'choice_rows']
 
 # %% ../nbs/13_choices.ipynb #c99500f9
 import re
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from .chat import Message, Rendered, cut_prompt, render
-from .claims import FEW_UNITS
+from .claims import FEW_UNITS, Result
 from .conversations import Conversation
 from .examples import Example, example_nats
-from .intervals import interval, resample, wilson
+from .intervals import points, wilson
 
 # %% ../nbs/13_choices.ipynb #f6216707
 LETTER = re.compile(r"([A-Z])\.\s+") # in front of an option
@@ -121,15 +121,14 @@ def choose(question: Question, nats: Sequence[float]) -> int:
     return int(np.argmin([own / (1 if words else len(option)) for option, own in zip(question.options, nats, strict=True)]))
 
 # %% ../nbs/13_choices.ipynb #f8251353
-def _change(
-    gains: dict[str, list[int]], # by document: of each question, right after less right before
-    seed: int,
-) -> tuple[float, float, float]:
-    "Points gained, with the interval of paired resamples of documents."
-    summed, sizes = (np.array([measure(own) for own in gains.values()], float) for measure in (sum, len))
-    if not summed.any(): return 0.0, -(hidden := 100 * wilson(0, len(gains))[1]), hidden
-    values, samples = resample(100 * summed[None], sizes, seed)
-    return float(values[0]), *interval(samples[0])
+def outcome(
+    change: Result, # points gained, by document
+) -> str:
+    "What a change says: a gain, a loss, undecided, or that the documents are too few and what they point to."
+    low, high = change.sure or (0.0, 0.0)
+    side = "a gain" if low > 0 else "a loss" if high < 0 else ""
+    if (change.units or 0) >= FEW_UNITS: return side or "undecided"
+    return f"too few documents ({change.units})" + f": points to {side}" * bool(side)
 
 def _row(name: str, rows: Sequence[tuple[Question, bool, bool]], seed: int) -> dict[str, Any]:
     "The figures of questions with whether each was right before and after."
@@ -137,12 +136,13 @@ def _row(name: str, rows: Sequence[tuple[Question, bool, bool]], seed: int) -> d
     for one, before, after in rows:
         keys.setdefault(one.source, Counter())[one.labels[one.key]] += 1
         gains.setdefault(one.unit, []).append(after - before)
-    n, first, last, change = len(rows), sum(row[1] for row in rows), sum(row[2] for row in rows), _change(gains, seed)
+    n, first, last = len(rows), sum(row[1] for row in rows), sum(row[2] for row in rows)
+    change = points(list(gains.values()), seed, "documents")
     return {"set": name, "n": n, "documents": len(gains), "few": len(gains) < FEW_UNITS,
             "chance": sum(1 / len(one.options) for one, _, _ in rows) / n, "majority": sum(max(own.values()) for own in keys.values()) / n,
             "before": first / n, **dict(zip(("before_low", "before_high"), wilson(first, n), strict=True)),
             "after": last / n, **dict(zip(("after_low", "after_high"), wilson(last, n), strict=True)),
-            **dict(zip(("change", "change_low", "change_high"), change, strict=True))}
+            "change": change.value, "change_low": change.low, "change_high": change.high, "outcome": outcome(change)}
 
 # %% ../nbs/13_choices.ipynb #3c5b1c9c
 def accuracy_rows(

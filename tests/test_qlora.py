@@ -64,8 +64,9 @@ def test_run_qlora_from_a_domain_to_an_adapter(runs, given, tmp_path):
     figures = [e for e in events(folder) if e["kind"] == "eval"]
     assert [e["step"] for e in figures] == [0, 4, 8, 12] and figures[-1]["nats"] < figures[0]["nats"] == figures[-1]["base_nats"] == manifest["before"]["nats"]
     claims = {c["id"]: c for c in json.loads((folder / "claims.json").read_text())}
-    assert [claims[id]["verdict"] for id in ("adapter_beats_base", "base_unchanged", "lora_changed", "four_bit_gradients")] == ["PASS"] * 4
-    assert claims["cross_domain_forgetting"]["verdict"] in ("PASS", "FAIL", "INCONCLUSIVE") and "ice" in claims["cross_domain_forgetting"]["note"]
+    assert [claims[id]["verdict"] for id in ("adapter_beats_base", "adapter_trained", "base_unchanged", "four_bit_gradients")] == ["PASS"] * 4
+    assert claims["cross_domain_forgetting"]["verdict"] in ("FAIL", "TOO FEW") # the general text has a few stretches only
+    assert "ice" in claims["cross_domain_forgetting"]["note"]
     losses = {row["set"]: row for row in table(folder, "losses")}
     assert [(name, row["role"]) for name, row in losses.items()] == [
         ("train", "own"), ("validation", "own"), ("test", "own"), ("ice", "other"), ("general text", "general")]
@@ -152,6 +153,8 @@ def test_a_killed_and_resumed_adapter_is_the_same_to_the_bit(runs, given):
     import torch
     states = torch.load(whole / "checkpoints/step-000012/optimizer.pt", weights_only=True)["state"].values()
     assert "torch.uint8" in str([value for state in states for value in state.values()]) # 8 bits, where there are 4,096 weights and more
+    trained = next(one for one in json.loads((whole / "claims.json").read_text()) if one["id"] == "adapter_trained")
+    assert (trained["verdict"], trained["n"]) == ("PASS", 2 * 14 + 1), trained # A and B of 14 layers, and the rows of the tags
     about = json.loads((whole / "manifest.json").read_text())["adapter"]
     assert about["new_rows"] == 6 and about["bytes"] < 1.05 * about["plain_bytes"]
 
