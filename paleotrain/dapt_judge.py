@@ -20,7 +20,7 @@ from .metrics import Scores, score
 from .models import LoadedModel, load_mlm, pick_device
 from .perplexity import compare
 from .runs import Run, best_checkpoint, finish, read_events, write_table
-from .tokenizer import fragmentation
+from .tokenizer import fragmentation, is_fragmented
 from .training import Trained
 from .vocabulary import why_not_whole
 
@@ -55,7 +55,7 @@ def judge_terms(run: Run, claims: list[dict[str, Any]], base: Base, data: DaptDa
     if base.added: next(c for c in claims if c["id"] == "rare_terms")["note"] += "; new words included, compare a run with add_terms false"
     rows = fragmentation_rows(data, base)
     single = [r for r in rows if r["words"] == 1]
-    cut = [sum(r[when] > 1 for r in single) / max(1, len(single)) for when in ("pieces_before", "pieces_after")]
+    cut = [sum(is_fragmented(r[when], 1) for r in single) / max(1, len(single)) for when in ("pieces_before", "pieces_after")]
     set_claim(claims, "fragmentation", cut[1], cut[1] < 0.01 if single else None, len(single), cut[0],
               note=f"{len(rows) - len(single)} terms of several words apart")
     write_table(run, "fragmentation", rows)
