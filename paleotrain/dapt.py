@@ -115,12 +115,13 @@ def trained_on(
     known = {entry["sha256"] for entry in read_json(path).get("inputs", []) if "train" in entry.get("splits", ["train"])}
     return [entry["path"] for entry in inputs if entry["sha256"] in known and set(entry.get("splits", [])) & {"validation", "test"}]
 
-def check_parent_text(run: Run, inputs: Sequence[Mapping[str, Any]], base: str) -> None:
-    "Warn where a file to evaluate on is one that the base model was trained on, as far as its manifest tells."
+def check_parent_text(run: Run, inputs: Sequence[Mapping[str, Any]], base: str) -> list[str]:
+    "Warn where a file to evaluate on is one that the base model was trained on, as far as its manifest tells; the files."
     both = trained_on(Path(base), inputs)
-    if both is None: return
+    if both is None: return []
     run.check("base model has not seen the evaluation files", not both, ", ".join(both) or "no file is among the base model's training files")
     if both: run.warn(f"the base model was itself trained on {', '.join(both)}: figures on this text are flattered before and after")
+    return both
 
 # %% ../nbs/08_dapt.ipynb #35ec0174
 @dataclass
