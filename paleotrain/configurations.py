@@ -208,6 +208,7 @@ class ScalingConfig(TextConfig):
     eval_words: int = Field(4000, ge=20, description="words of the validation split scored at each evaluation")
     test_words: int = Field(20_000, ge=20, description="words of the test split scored at the end")
     target_nats: float | None = Field(None, gt=0, description="claim: nats a character on validation at most this; None: 20 % below a unigram model")
+    seeds: int = Field(1, ge=1, le=10, description="trainings of each rung, with seeds seed, seed + 1, ...; from 3 on it is decided whether size helps")
     seed: int = Field(42, ge=0, description="of text, weights and order, the same for all rungs")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the hardware has it")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")

@@ -8,7 +8,7 @@ __all__ = ['TEXTS', 'CUT_RANKS', 'NOTHING', 'Read', 'state_folders', 'read_state
            'settle_trained', 'settle_english', 'settle_control', 'fragmentation_rows', 'judge_terms', 'measured_claims',
            'judge_dapt']
 
-# %% ../nbs/08_dapt_judge.ipynb #7bfc1b7d
+# %% ../nbs/08_dapt_judge.ipynb #12e8bc8c
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,11 +28,11 @@ from .loop import memory_gb
 from .metrics import Ranks, Window, score, term_ranks
 from .models import load_mlm, pick_device
 from .runs import Run, best_checkpoint, finish, read_events, write_table
-from .tokenizer import fragmentation
+from .tokenizer import fragmentation, is_fragmented
 from .training import Trained
 from .vocabulary import why_not_whole
 
-# %% ../nbs/08_dapt_judge.ipynb #dc3331f9
+# %% ../nbs/08_dapt_judge.ipynb #ffa3353e
 TEXTS = {"domain": "domain", "rare_terms": "terms", "general": "general"} # claim, and the name of its windows
 CUT_RANKS = 50 # occurrences
 
@@ -79,7 +79,7 @@ def read_states(config: DaptConfig, folders: Mapping[str, str], base: Base, data
         done[folder] = read_state(config, folder, data.windows, names, variants, folder in cut)
     return {state: done[folder] for state, folder in folders.items()}
 
-# %% ../nbs/08_dapt_judge.ipynb #c7279dc2
+# %% ../nbs/08_dapt_judge.ipynb #b4a1626c
 def outside(scores: Scores) -> NDArray[np.bool_]: # which domain words are outside the term list
     return np.array([not term for term in scores.terms])
 
@@ -107,7 +107,7 @@ def state_rows(states: Mapping[str, Read], seed: int) -> list[dict[str, Any]]:
     return [{"text": text, "measure": measure, "state": state, "value": f.value, "low": f.low, "high": f.high, "n": f.n, "units": f.units}
             for state, read in states.items() for (text, measure), f in state_figures(read, seed).items()]
 
-# %% ../nbs/08_dapt_judge.ipynb #f9bf0ff5
+# %% ../nbs/08_dapt_judge.ipynb #27eb4023
 def pairs_of(states: Mapping[str, Read]) -> list[tuple[str, str]]:
     "Which states are compared: from the baseline to V, from V to after, from the baseline to after, and from the placebo to after."
     first = next(iter(states))
@@ -141,7 +141,7 @@ def change_rows(states: Mapping[str, Read], seed: int) -> list[dict[str, Any]]:
                          "high": gain.high, "n": gain.n, "units": gain.units})
     return rows
 
-# %% ../nbs/08_dapt_judge.ipynb #0591fc67
+# %% ../nbs/08_dapt_judge.ipynb #506cc28b
 NOTHING = 0.005 # a change of perplexity that is none
 
 def missed_before(whole: Comparison, vocabulary: Comparison, training: Comparison, limit: float) -> bool:
@@ -184,7 +184,7 @@ def settle_english(claims: list[Claim], states: Mapping[str, Read], doubts: Mapp
     if added: settle(claims, "vocabulary_general", words.result(), doubt=doubts.get("general", ""))
     else: settle(claims, "vocabulary_general", None, note="no words were added")
 
-# %% ../nbs/08_dapt_judge.ipynb #241d7eb8
+# %% ../nbs/08_dapt_judge.ipynb #4bde58ee
 def settle_control(claims: list[Claim], states: Mapping[str, Read], doubt: str, seed: int) -> None:
     "The claim that the domain text did it, and not any further training."
     change = compared(states, ("placebo", "after"), "domain", seed) if "placebo" in states else None
@@ -207,7 +207,7 @@ def judge_terms(run: Run, claims: list[Claim], base: Base, data: DaptData, state
         return
     rows = fragmentation_rows(data, base)
     single = [r for r in rows if r["words"] == 1]
-    cut = [sum(r[when] > 1 for r in single) / max(1, len(single)) for when in ("pieces_before", "pieces_after")]
+    cut = [sum(is_fragmented(r[when], 1) for r in single) / max(1, len(single)) for when in ("pieces_before", "pieces_after")]
     several = len(rows) - len(single)
     settle(claims, "fragmentation", Result(cut[1], len(single), baseline=cut[0]), met=cut[1] < 0.01,
            note=f"{several} term{'s' * (several != 1)} of several words not counted" if single else "no term of one word")
@@ -232,7 +232,7 @@ def measured_claims(run: Run, config: DaptConfig, claims: list[Claim], trained: 
         settle(claims, id, Result(middle, len(values)), met=middle >= least)
     settle(claims, "waiting", Result(trained.waited), met=trained.waited < 0.1)
 
-# %% ../nbs/08_dapt_judge.ipynb #7cec9ced
+# %% ../nbs/08_dapt_judge.ipynb #eb97a066
 def judge_dapt(
     run: Run,
     config: DaptConfig,

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SUBWORD', 'WORD', 'SIDE_BY_SIDE', 'CausalData', 'drawn_words', 'describe', 'prepare', 'make_tokenizer', 'make_model',
            'load_or_make', 'causal_claims', 'packed_example', 'plan_pretrain', 'prompts_of', 'draw_samples',
-           'beginning', 'clipped', 'train_pretrain', 'judge_text', 'judged_claims', 'judge_pretrain']
+           'beginning', 'clipped', 'thin_splits', 'train_pretrain', 'judge_text', 'read_both', 'settle_text',
+           'settle_time', 'judge_pretrain']
 
 # %% ../nbs/09_pretrain_causal.ipynb #337e6a76
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 
 from .batches import tokenizer_hash
 from .causal import Shape, context_length, load_causal, new_causal, solve_shape, usage_of, use_causal_loss
-from .claims import promise
+from .claims import FEW_UNITS, Claim, Result, claim, promise, settle
 from .configurations import PretrainConfig, Sampling, parse_size
 from .core import Settings, UserError, locate, located, read_json, set_seed, sha256, sha256_file, shown_path, stable_fraction, write_json
 from .corpus import SPLITS, WORDS, count_words, load_splits
 from .dapt import check_parent_text
 from .documents import Document, expand, stem_of
-from .evaluation import batch_tokens, claim, export_model, sample_documents, set_claim, write_samples
+from .evaluation import batch_tokens, export_model, sample_documents, write_samples
 from .generate import prompt_ids, reading_limit
-from .intervals import BITS, figure
-from .judge import Judged, openings, sample_rows, score_rows, set_figure, set_unknown, unigram_of, unit_rows, xz_bits
+from .intervals import BITS, compare_rates, figure
+from .judge import Judged, openings, sample_rows, score_rows, settle_figure, settle_unknown, unigram_of, unit_rows, xz_bits
 from .locate import parent_hash
 from .metrics import unit_names
 from .models import LoadedModel, parameter_count, pick_device, pick_precision
@@ -50,6 +50,7 @@ class CausalData:
     content: str # hash of the training texts
     by_position: bool
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64)) # of each token in the training stream, once it is made
+    doubt: str = "" # why the figures may not give a verdict
 
 SUBWORD = 8 # characters of a token, generously, for the gap between the splits
 
@@ -152,7 +153,8 @@ def load_or_make(run: Run, config: PretrainConfig, data: CausalData, settings: S
     if config.base_model:
         place = locate(config.base_model, settings)
         loaded = load_causal(place if place.exists() else config.base_model, device)
-        check_parent_text(run, run.manifest["inputs"], loaded.name)
+        both = check_parent_text(run, run.manifest["inputs"], loaded.name)
+        if both: data.doubt = f"the base model was itself trained on {', '.join(both)}"
     else:
         tokenizer = make_tokenizer(config, data.training(), settings)
         loaded = LoadedModel(make_model(config, tokenizer, device), tokenizer, "none, from scratch", "new")
@@ -174,18 +176,23 @@ def load_or_make(run: Run, config: PretrainConfig, data: CausalData, settings: S
     return loaded
 
 # %% ../nbs/09_pretrain_causal.ipynb #06cae74e
-def causal_claims(config: PretrainConfig, judged: str) -> list[dict[str, Any]]:
-    "What a causal run promises before its first step; `judged` is the split that bits a byte are measured on."
+def causal_claims(config: PretrainConfig, judged: str) -> list[Claim]:
+    "What a causal run promises before its first step; `judged` is the split that bits per byte are measured on."
     target = f"<= {config.target_nats:g} nats" if config.target_nats else "<= 80 % of unigram"
     minutes = f"<= {config.target_minutes:g} min" if config.target_minutes else "no limit given"
+    bits = f"bits per byte of the {judged} text"
+    better = claim("improvement", "Reads the text better than its base", bits, "<= -1 %", "learning", "before to after", -0.01, "bits")
     return [
-        claim("validation_nats_per_character", "Learns the text", "nats a character of the validation text, contexts side by side", target, unit="nats"),
-        claim("bits_per_byte", "Predicts better than a compressor", f"bits a byte of the {judged} text, against xz behind the training text", "< xz",
-              unit="bits"),
-        claim("unknown_characters", "Can write what it reads", f"characters of the {judged} text that the tokenizer does not know", "< 0.1 %", unit="share"),
-        claim("training_time", "Trains in the time given", "training with its evaluations", minutes, unit="min"),
+        claim("validation_nats_per_character", "Learns the text", "nats per character of the validation text, contexts side by side", target, "learning",
+              unit="nats"),
+        claim("bits_per_byte", "Predicts better than a compressor", f"{bits}, against xz behind the training text", "< xz", "learning", unit="bits"),
+        *[better] * bool(config.base_model),
+        claim("unknown_characters", "Can write what it reads", f"characters of the {judged} text that the tokenizer does not know", "< 0.1 %", "property",
+              unit="share"),
+        claim("training_time", "Trains in the time given", "training with its evaluations", minutes, "property", unit="min"),
     ]
 
+# %% ../nbs/09_pretrain_causal.ipynb #d9b6a6f0
 def packed_example(mix: Contexts, tokenizer: Any, most: int = 120) -> list[dict[str, Any]]:
     "The beginning of a context of the first batch, token by token as text, one where two texts meet if there is such; what parts them is special."
     starts = [mix[key][:-1][:most].tolist() for key in mix.epoch(0)[0]] # without the last label
@@ -209,9 +216,8 @@ def plan_pretrain(
     data.counts = np.bincount(stream, minlength=len(loaded.tokenizer))
     mix = Contexts(stream, config.max_seq_length, config.per_device_train_batch_size, config.seed)
     summary, judged = run.manifest["data"], "test" if data.held["test"] else "validation"
-    characters = sum(len(text) for _, text in clipped(data, judged, config.test_words))
-    units = max(1, characters // 2000) if data.by_position else len(data.held[judged])
-    plan = make_plan(config, mix.tokens_per_epoch, mix.batches_per_epoch, parameter_count(loaded.model), units)
+    plan = make_plan(config, mix.tokens_per_epoch, mix.batches_per_epoch, parameter_count(loaded.model))
+    plan.problems += thin_splits(config, data)
     if mix.batch_size < config.per_device_train_batch_size: plan.problems.append(f"a micro-batch holds {mix.batch_size} contexts, all that the text has")
     summary["splits"]["train"] |= {"tokens": len(stream), "chunks": mix.count}
     attention = "none" if loaded.model.config.model_type == "char_lstm" else loaded.model.config._attn_implementation
@@ -248,6 +254,17 @@ def clipped(data: CausalData, split: str, words: int) -> list[tuple[str, str]]:
         if left > 0: kept.append((unit, beginning(text, left))); left -= max(size, len(text) // WORD)
     return kept
 
+def thin_splits(config: PretrainConfig, data: CausalData) -> list[str]:
+    "A sentence for each split that claims are judged on and that is too small to decide one."
+    found, kind = [], "stretches of about 2,000 characters" if data.by_position else "documents"
+    for split in dict.fromkeys(("validation", "test" if data.held["test"] else "validation")):
+        texts = [text for _, text in clipped(data, split, config.test_words)]
+        units = sum(max(1, round(len(text) / 2000)) for text in texts) if data.by_position else len(texts)
+        if units < FEW_UNITS: found.append(f"the {split} text to be judged has {units} {kind}: too few to decide a claim ({FEW_UNITS} are needed); "
+                                           f"give more text, or raise {split}_fraction or test_words")
+    return found
+
+# %% ../nbs/09_pretrain_causal.ipynb #c3db20e8
 def train_pretrain(run: Run, config: PretrainConfig, loaded: LoadedModel, data: CausalData, plan: Plan, mix: Contexts, collate: Any) -> Trained:
     "Train to the end of the plan."
     texts = clipped(data, "validation", config.eval_words)
@@ -269,36 +286,51 @@ def judge_text(config: PretrainConfig, loaded: LoadedModel, data: CausalData, sp
 
 SIDE_BY_SIDE = "validation, contexts side by side"
 
-def judged_claims(
-    run: Run, config: PretrainConfig,
-    rows: list[dict[str, Any]], # from score_rows
-    covered: tuple[int, Counter[str]], # from coverage
-    trained: Trained,
-) -> list[dict[str, Any]]:
-    "The claims with what came out."
-    claims: list[dict[str, Any]] = read_json(run.folder / "claims.json")
-    known, unknown = covered
-    loss, xz = next(r for r in rows if r["split"] == SIDE_BY_SIDE), next(r for r in rows if r["baseline_name"] == "xz")
-    set_figure(claims, "validation_nats_per_character", loss, config.target_nats or 0.8 * loss["baseline"], "this text also chose the checkpoint")
-    set_figure(claims, "bits_per_byte", xz, xz["baseline"], "" if xz["split"] == "test" else "there is no test split: this text also chose the checkpoint")
-    set_unknown(claims, known, unknown, below=0.001)
-    minutes = (trained.seconds + sum(e.get("seconds", 0) for e in read_events(run.folder) if e["kind"] == "eval")) / 60
-    target = config.target_minutes
-    set_claim(claims, "training_time", minutes if target else None, minutes <= target if target else None, note="" if target else "no limit given")
-    return claims
+def read_both(config: PretrainConfig, data: CausalData, folder: Path, split: str) -> tuple[LoadedModel, Judged, Judged]:
+    "A checkpoint, and what it makes of the validation text side by side and of `split` in windows that overlap."
+    loaded, context = load_causal(folder, pick_device(config.device)), config.max_seq_length
+    return loaded, judge_text(config, loaded, data, "validation", context), judge_text(config, loaded, data, split, max(1, context // 2))
+
+# %% ../nbs/09_pretrain_causal.ipynb #3638cd35
+def settle_text(
+    claims: list[Claim], config: PretrainConfig, data: CausalData,
+    before: tuple[Judged, Judged], # side by side and overlapping, of the state before the first step
+    after: tuple[Judged, Judged],
+    split: str, xz: float, # what was read overlapping, and what the compressor needs for it
+) -> None:
+    "Settle the claims on how well the text is predicted."
+    assert after[0].unigram is not None
+    options: dict[str, Any] = {"kind": "stretches of text" if data.by_position else "documents", "doubt": data.doubt}
+    chosen = "this text also chose the checkpoint"
+    unigram = figure(unit_scores(after[0].unigram), "characters").value
+    was, now = (figure(read[0].scores, "characters", seed=config.seed) for read in (before, after))
+    settle_figure(claims, "validation_nats_per_character", now, unigram, config.target_nats or 0.8 * unigram, was=was, note=chosen, **options)
+    better = compare_rates(before[1].scores, after[1].scores, scale=BITS, seed=config.seed)
+    alone = "" if split == "test" else f"there is no test split: {chosen}"
+    settle_figure(claims, "bits_per_byte", better.after, xz, xz, was=better.before, note=alone, **options)
+    if config.base_model: settle(claims, "improvement", better.result(options["kind"]), doubt=data.doubt, note=alone)
+
+# %% ../nbs/09_pretrain_causal.ipynb #6020d811
+def settle_time(run: Run, claims: list[Claim], config: PretrainConfig, trained: Trained) -> None:
+    "Settle the claim on minutes, evaluations counted."
+    minutes, limit = (trained.seconds + sum(e.get("seconds", 0) for e in read_events(run.folder) if e["kind"] == "eval")) / 60, config.target_minutes
+    settle(claims, "training_time", Result(minutes) if limit else None, met=bool(limit and minutes <= limit), note="" if limit else "no limit given")
 
 # %% ../nbs/09_pretrain_causal.ipynb #5c692e46
-def judge_pretrain(run: Run, config: PretrainConfig, data: CausalData, trained: Trained) -> list[dict[str, Any]]:
+def judge_pretrain(run: Run, config: PretrainConfig, data: CausalData, trained: Trained) -> list[Claim]:
     "The held-out text by the best checkpoint; where there is no test split, the validation text, which also chose the checkpoint."
-    best, split, context = best_checkpoint(run.folder), "test" if data.held["test"] else "validation", config.max_seq_length
-    loaded = load_causal(best["folder"], pick_device(config.device))
-    side, strided = judge_text(config, loaded, data, "validation", context), judge_text(config, loaded, data, split, max(1, context // 2))
+    best, split = best_checkpoint(run.folder), "test" if data.held["test"] else "validation"
+    _, *before = read_both(config, data, run.folder / "checkpoints/step-000000", split)
+    loaded, side, strided = read_both(config, data, best["folder"], split)
     texts = [text for _, text in clipped(data, split, config.test_words)]
     xz = xz_bits(texts, data.training())
-    rows = [*score_rows(split, strided, xz, config.seed), score_rows(SIDE_BY_SIDE, side, xz, config.seed)[0]]
-    write_table(run, "scores", rows); write_table(run, "units", unit_rows(split, strided))
+    write_table(run, "scores", [*score_rows(split, strided, xz, config.seed), score_rows(SIDE_BY_SIDE, side, xz, config.seed)[0]])
+    write_table(run, "units", unit_rows(split, strided))
     write_samples(run, draw_samples(config, data, loaded))
-    claims = judged_claims(run, config, rows, coverage(loaded.tokenizer, texts), trained)
+    claims: list[Claim] = read_json(run.folder / "claims.json")
+    settle_text(claims, config, data, (before[0], before[1]), (side, strided), split, xz)
+    settle_unknown(claims, *coverage(loaded.tokenizer, texts), below=0.001)
+    settle_time(run, claims, config, trained)
     write_json(run.folder / "claims.json", claims)
     export_model(run, best["folder"], claims, usage_of(loaded.model.config.model_type))
     finish(run, "finished", trained.reason, steps=trained.steps, best_step=best["step"], seconds=round(trained.seconds, 1))

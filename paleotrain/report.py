@@ -22,6 +22,7 @@ from paleotrain.journal import (
 )
 from .lead import lead, not_run, resume_command, sentence, unasked
 from .plots import resumes, series
+from .tokenizer import is_fragmented
 
 # %% ../nbs/15_report.ipynb #07a437bb
 BADGES = {"PASS": "✓", "FAIL": "✕", "INCONCLUSIVE": "?", "NOT RUN": "–"} # told apart in greyscale too
@@ -83,7 +84,7 @@ def fragmentation(run: RunRecord) -> str:
     rows, lines = run.tables["fragmentation"], []
     for name, group in (("one word", [r for r in rows if r["words"] == 1]), ("several words", [r for r in rows if r["words"] > 1])):
         if not group: continue
-        cut = [sum(r[when] > r["words"] for r in group) / len(group) for when in ("pieces_before", "pieces_after")]
+        cut = [sum(is_fragmented(r[when], r["words"]) for r in group) / len(group) for when in ("pieces_before", "pieces_after")]
         mean = [sum(r[when] for r in group) / len(group) for when in ("pieces_before", "pieces_after")]
         added = sum(r["added"].lower() == "true" for r in group)
         lines.append((f"terms of {name}", count(len(group)), count(added), *(percent(x, signed=False) for x in cut), *map(number, mean)))
@@ -236,7 +237,7 @@ GLOSSARY = {
                 "C: the same training without words added to the vocabulary.",
     "unigram model": "a guesser that knows only how often each word occurs, and nothing of the sentence: the least a model has to beat.",
     "replay": "general text mixed into the training text, so that the model does not forget everyday English.",
-    "fragmented": "cut by the tokenizer into more pieces than the term has words.",
+    "fragmented": "of a term: cut into more pieces than it has words, after a space, after a bracket, before a comma or at the start of a text.",
     "verdicts": "PASS: the whole interval meets the criterion; FAIL: all of it misses; INCONCLUSIVE: it crosses the criterion, or there are fewer than "
                 "20 test units.",
 }

@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 from .journal import RunRecord, absent, count, esc, magnitude, note, number, percent, small, spanned, table
 from .lead import sentence
 from .plots import GREY, INK, OURS, SOFT
+from .tokenizer import is_fragmented
 
 # %% ../nbs/15_report_tokenizer.ipynb #7728feec
-def cut_share(rows: Sequence[dict[str, Any]], when: str) -> float: # of terms, the mean of the four contexts
-    return float(sum(row[when] for row in rows)) / (4 * max(1, len(rows)))
+def cut_share(rows: Sequence[dict[str, Any]], when: str) -> float: # of terms of one word, `pieces_before` or `pieces_after`
+    return sum(is_fragmented(row[when], 1) for row in rows) / max(1, len(rows))
 
 def one_word(run: RunRecord, label: str) -> list[dict[str, Any]]:
     "The terms of one word that training has, as a tokenizer cuts them."
@@ -39,8 +40,8 @@ def lead(run: RunRecord) -> str:
             sentence("a word costs " + ", ".join(f"{number(r['tokens_per_word'])} tokens with {r['tokenizer']}" for r in by_cost))]
     for label in extended(run):
         terms = one_word(run, label)
-        said.append(f"Of {len(terms):,} terms of one word {label} cut {percent(cut_share(terms, 'cut_before'), False)} before they were added, "
-                    f"{percent(cut_share(terms, 'cut_after'), False)} after.")
+        said.append(f"Of {len(terms):,} terms of one word {label} cut {percent(cut_share(terms, 'pieces_before'), False)} before they were added, "
+                    f"{percent(cut_share(terms, 'pieces_after'), False)} after.")
     failed = [f"“{c['statement']}”" for c in run.claims if c["verdict"] == "FAIL"]
     if failed: said.append(f"Not met: {', '.join(failed)}.")
     return f'<p class="lead">{esc(" ".join(said))}</p>'
@@ -142,7 +143,7 @@ def plot_terms(run: RunRecord) -> Figure | None:
     figure = Figure(figsize=(9.8, .5 * len(names) + 1.7), layout="constrained")
     for axes, label in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
         groups = by_category(run, label)
-        for when, color, shift, said in (("cut_before", GREY, -.2, "before"), ("cut_after", OURS, .2, "with the terms added")):
+        for when, color, shift, said in (("pieces_before", GREY, -.2, "before"), ("pieces_after", OURS, .2, "with the terms added")):
             at, share = [y + shift for y in range(len(names))], [100 * cut_share(groups[name], when) for name in names]
             axes.barh(at, share, height=.36, color=color, label=said if label == shown[0] else None)
             for y, value in zip(at, share, strict=True): axes.text(value + 1.5, y, f"{value:.0f}", va="center", size=9, color=INK)
@@ -194,6 +195,6 @@ WORDS = {
     "wordpiece": "takes the longest piece it knows from the left; a word with an unknown letter is lost whole. As in BERT.",
     "character": "every character is a token.",
     "covered": "a character that stands in no unknown token; what is not covered a model can neither read nor write.",
-    "cut": "of a term of one word: more than one token, or unknown, in a place. Four are tried: after a space, after a bracket, before a comma, at the start.",
+    "cut": "of a term of one word: more than one token, or unknown, in any of four places: after a space, after a bracket, before a comma, at the start.",
     "95 % interval": "where the figure lies in 95 of 100 redrawings of the test documents.",
 }

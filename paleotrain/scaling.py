@@ -8,16 +8,15 @@ __all__ = ['SAME', 'learning_rate', 'steps_of', 'rung_config', 'vocabularies', '
 
 # %% ../nbs/09_scaling.ipynb #48924e82
 from collections.abc import Callable, Iterable
-from typing import Any
 
 
 from .causal import count_parameters, solve_shape
-from .claims import promise
+from .claims import Claim, of_seeds, promise
 from .configurations import PretrainConfig, Rung, ScalingConfig
 from .core import Settings
-from .ladder import finished_rungs, judge_ladder, ladder_claims, ladder_tables, longest
-from .pretrain_causal import judge_pretrain, load_or_make, make_tokenizer, plan_pretrain, prepare, train_pretrain
-from .runs import Run
+from .ladder import folder_of, judge_ladder, ladder_claims, ladder_tables, longest
+from .pretrain_causal import judge_pretrain, load_or_make, make_tokenizer, plan_pretrain, prepare, thin_splits, train_pretrain
+from .runs import Run, derive_status
 from .starting import inner_run
 
 # %% ../nbs/09_scaling.ipynb #936094e8
@@ -33,7 +32,7 @@ def steps_of(config: ScalingConfig, rung: Rung) -> int:
 SAME = ("corpus", "test_files", "validation_files", "test_fraction", "validation_fraction", "split", "max_seq_length", "per_device_train_batch_size",
         "gradient_accumulation_steps", "warmup_steps", "weight_decay", "dropout", "eval_words", "test_words", "seed", "precision", "device")
 
-def rung_config(config: ScalingConfig, rung: Rung) -> PretrainConfig:
+def rung_config(config: ScalingConfig, rung: Rung, seed: int | None = None) -> PretrainConfig: # seed: None: the ladder's
     "The pretraining run of one rung; no early stopping, since all have to see the tokens they were promised."
     steps = steps_of(config, rung)
     every = max(1, steps // config.evaluations)
@@ -42,7 +41,8 @@ def rung_config(config: ScalingConfig, rung: Rung) -> PretrainConfig:
            "max_steps": steps, "learning_rate": learning_rate(config, rung), "lr_scheduler_type": "cosine", "min_lr_ratio": 0.1,
            "eval_steps": every, "save_steps": every, "logging_steps": max(1, every // 8), "early_stopping_patience": None}
     if rung.tokenizer != "character": own["vocab_size"] = config.vocab_size
-    return PretrainConfig(**{name: getattr(config, name) for name in SAME}, **own)
+    same = {name: getattr(config, name) for name in SAME}
+    return PretrainConfig(**same | ({} if seed is None else {"seed": seed}), **own)
 
 # %% ../nbs/09_scaling.ipynb #9249e568
 def vocabularies(config: ScalingConfig, texts: Callable[[], Iterable[str]], settings: Settings) -> dict[str, int]:
@@ -55,6 +55,7 @@ def ladder_problems(config: ScalingConfig) -> list[str]:
     found, most = [], longest(config.ladder)
     if len(most) < 3: found.append(f"at most {len(most)} sizes of one family and tokenizer: no line is fitted, which takes three")
     elif most[-1].asked < 4 * most[0].asked: found.append("the largest rung is less than four times the smallest: a slope says little")
+    if few := of_seeds(config.seeds): found.append(f"{few}: whether size helps is not decided; give -p seeds 3")
     return found
 
 def prepare_ladder(run: Run, config: ScalingConfig, settings: Settings) -> list[str]:
@@ -66,8 +67,10 @@ def prepare_ladder(run: Run, config: ScalingConfig, settings: Settings) -> list[
         shape, steps = solve_shape(rung.family, sizes[rung.tokenizer], rung.asked, config.max_seq_length), steps_of(config, rung)
         count = count_parameters(rung.family, sizes[rung.tokenizer], shape, config.max_seq_length)
         made = f"{shape.num_hidden_layers} layers of {shape.hidden_size}, vocabulary {sizes[rung.tokenizer]:,}"
-        rows.append((rung.name, f"{count:,} parameters", f"{made}; {steps:,} steps, {steps * batch:,} tokens, learning rate {learning_rate(config, rung):g}"))
-    problems = ladder_problems(config)
+        times = f", {config.seeds} seeds" if config.seeds > 1 else ""
+        rows.append((rung.name, f"{count:,} parameters",
+                     f"{made}; {steps:,} steps, {steps * batch:,} tokens, learning rate {learning_rate(config, rung):g}{times}"))
+    problems = ladder_problems(config) + thin_splits(rung_config(config, config.ladder[0]), data)
     run.update(title=f"Scaling {config.name}", report="scaling", plan={"rows": rows, "problems": problems},
                baseline="the smallest rung of the same family and tokenizer; xz")
     for problem in problems: run.log("warning", message=problem)
@@ -75,23 +78,26 @@ def prepare_ladder(run: Run, config: ScalingConfig, settings: Settings) -> list[
     return [f"{name:24}{count:>22}   {said}" for name, count, said in rows] + [f"note: {problem}" for problem in problems]
 
 # %% ../nbs/09_scaling.ipynb #10e7696c
-def run_rung(run: Run, config: ScalingConfig, rung: Rung, settings: Settings) -> None:
-    "One rung from its text to its claims, as a run of its own inside `run`."
-    given = rung_config(config, rung).model_dump(exclude_unset=True)
-    with inner_run(run, rung.name, "pretrain", PretrainConfig, given, settings) as (inner, own):
-        data = prepare(inner, own, settings)
+def run_rung(run: Run, config: ScalingConfig, rung: Rung, seed: int, settings: Settings) -> None:
+    "One training of a rung from its text to its claims, as a run of its own inside `run`."
+    given = rung_config(config, rung, seed).model_dump(exclude_unset=True)
+    inside = folder_of(run.folder, rung, seed, config.seed).parent.name
+    with inner_run(run, rung.name, "pretrain", PretrainConfig, given, settings, inside) as (inner, own):
+        data = prepare(inner, own.model_copy(update={"seed": config.seed}), settings) # the text is split alike for all
         loaded = load_or_make(inner, own, data, settings)
         plan, mix, collate, own = plan_pretrain(inner, own, data, loaded, settings)
         trained = train_pretrain(inner, own, loaded, data, plan, mix, collate)
         judge_pretrain(inner, own, data, trained)
 
-def climb(run: Run, config: ScalingConfig, settings: Settings) -> list[dict[str, Any]]:
-    "All rungs in order, then the claims. The tables are written after each rung, so that an interrupted ladder shows what it has."
-    for number, rung in enumerate(config.ladder, 1):
-        said = f"rung {number} of {len(config.ladder)}: {rung.name}"
-        if rung in finished_rungs(run, config.ladder): print(f"{said} has finished before"); continue
+def climb(run: Run, config: ScalingConfig, settings: Settings) -> list[Claim]:
+    "All rungs in order, once for each seed, then the claims. The tables are written after each rung, so that an interrupted ladder shows what it has."
+    trainings = [(rung, config.seed + n) for n in range(config.seeds) for rung in config.ladder]
+    for number, (rung, seed) in enumerate(trainings, 1):
+        said = f"rung {number} of {len(trainings)}: {rung.name}" + (f", seed {seed}" if config.seeds > 1 else "")
+        folder = folder_of(run.folder, rung, seed, config.seed)
+        if folder.exists() and derive_status(folder) == "finished": print(f"{said} has finished before"); continue
         print(said, flush=True)
-        run.log("status", number, status="rung", rung=rung.name)
-        run_rung(run, config, rung, settings)
-        ladder_tables(run, config.ladder, config.seed)
-    return judge_ladder(run, config.ladder, config.seed)
+        run.log("status", number, status="rung", rung=rung.name, seed=seed)
+        run_rung(run, config, rung, seed, settings)
+        ladder_tables(run, config.ladder, config.seed, config.seeds)
+    return judge_ladder(run, config.ladder, config.seed, config.seeds)

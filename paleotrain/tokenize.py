@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOST', 'WHOLE', 'TrainingText', 'TokenizerData', 'load_given', 'prepare', 'promise_claims', 'train_all', 'extend_all',
-           'ratio', 'comparison_row', 'why_cut', 'places', 'fragmentation_rows', 'word_rows', 'pick_sentence',
-           'pictured', 'unchanged', 'count_claim', 'coverage_claim', 'export', 'judge', 'conclude']
+           'ratio', 'comparison_row', 'why_cut', 'fragmentation_rows', 'word_rows', 'pick_sentence', 'pictured',
+           'unchanged', 'settle_coverage', 'settle_terms', 'export', 'judge', 'conclude']
 
 # %% ../nbs/08_tokenize.ipynb #7141fdbc
 import re
@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .claims import FEW_UNITS, promise
+from .claims import Claim, Result, claim, promise, settle
 from .configurations import TokenizerConfig
 from .core import Settings, UserError, atomic_dir, atomic_write, locate, located, read_json, sha256, sha256_file, shown_path, write_json
 from .corpus import LETTERS, PAIR, Splits, Term, count_terms, find_terms, load_splits, read_terms, term_pattern
-from .evaluation import claim
 from .runs import Run, finish, refuse_changed, write_table
-from .tokenizer import CONTEXTS, KINDS, contexts, cut, encoded, exact, measure, train_tokenizer
+from .tokenizer import CONTEXTS, KINDS, contexts, cut, encoded, exact, fragmentation, is_fragmented, measure, train_tokenizer
 from .vocabulary import extend_tokenizer, why_not_whole
 
 # %% ../nbs/08_tokenize.ipynb #23b3c456
@@ -89,20 +88,23 @@ def prepare(run: Run, config: TokenizerConfig, settings: Settings) -> TokenizerD
     return TokenizerData(splits, terms, *met, count_terms(texts, terms).counts, texts, given)
 
 # %% ../nbs/08_tokenize.ipynb #607d78bd
-LOST, WHOLE = 1000, 0.01 # of a million held-out characters, a coverage of 99.9 %; of the terms of one word
+LOST = 1000 # characters per million that are part of an unknown token: a coverage of 99.9 %
+WHOLE = 0.01 # share of the terms of one word that may be cut
 
 def promise_claims(run: Run, config: TokenizerConfig, data: TokenizerData) -> None:
     "Write the criteria before anything is trained."
-    labels = [*config.kind, *data.given]
-    lost = "held-out characters of a million that stand in an unknown token; 1,000 are a coverage of 99.9 %"
-    rows = [("coverage", label, "knows the characters", lost, "<= 1,000") for label in labels]
-    for label in labels if data.terms else []:
-        if label == "character": continue # there is nothing to extend
-        rows += [("whole", label, "terms of one word are whole", "terms that training has and that are cut in any of the four contexts", "< 1 %"),
-                 ("unchanged", label, "text without terms is as before", "held-out lines without a term that are cut otherwise", "= 0"),
-                 ("exact", label, "decoding is as exact as before", "lines decoded exactly before the terms, and not after", "= 0")]
-    promise(run, [claim(f"{name} {label}", f"{label}: {statement}", metric, criterion, unit="" if name == "coverage" else "share")
-                  for name, label, statement, metric, criterion in rows])
+    claims = []
+    for label in (*config.kind, *data.given):
+        claims.append(claim(f"coverage {label}", f"{label}: knows the characters", "held-out characters per million that are part of an unknown token "
+                            "(1,000: a coverage of 99.9 %)", "<= 1,000", "property", unit=""))
+        if not data.terms or label == "character": continue # there is nothing to extend
+        for name, statement, metric, criterion in (
+            ("whole", "terms of one word are whole",
+             "terms of the training text that are cut after a space, after a bracket, before a comma or at the start", "< 1 %"),
+            ("unchanged", "text without terms is cut as before", "held-out lines without a term that are cut differently", "= 0"),
+            ("exact", "decoding is as exact as before", "lines decoded exactly before the terms were added, and not after", "= 0")):
+            claims.append(claim(f"{name} {label}", f"{label}: {statement}", metric, criterion, "vocabulary", "before to after", unit="share"))
+    promise(run, claims)
 
 # %% ../nbs/08_tokenize.ipynb #0a68e4bd
 def train_all(run: Run, config: TokenizerConfig, data: TokenizerData) -> dict[str, Any]:
@@ -155,18 +157,15 @@ def why_cut(term: str, after: Sequence[int], added: Mapping[str, Any] | None, se
     if never: return never
     return ("added, but cut " if term in added else "cut ") + ("everywhere" if len(where) == len(CONTEXTS) else ", ".join(where))
 
-def places(counts: Sequence[int]) -> int: return sum(pieces != 1 for pieces in counts) # of the four contexts, those in which a term is cut
-
 def fragmentation_rows(label: str, tokenizer: Any, extended: tuple[Any, dict[str, list[int]]] | None, data: TokenizerData) -> list[dict[str, Any]]:
-    "A row a term: pieces after a space and contexts in which it is cut, before and after, and why it is still cut."
-    names = [t.term for t in data.terms]
-    before = contexts(tokenizer, names)
-    after, added = (contexts(extended[0], names), extended[1]) if extended else (before, None)
-    return [{"tokenizer": label, "term": t.term, "category": t.category or "none", "words": len(t.term.split()), "train_count": data.train_counts[t.term],
-             "test_count": data.test_counts[t.term], "pieces_before": before[t.term][0], "pieces_after": after[t.term][0],
-             "cut_before": places(before[t.term]), "cut_after": places(after[t.term]), "added": int(bool(added) and t.term in (added or {})),
-             "why": why_cut(t.term, after[t.term], added, data.train_counts[t.term], why_not_whole(tokenizer.backend_tokenizer, t.term) if extended else "")}
-            for t in data.terms]
+    "A row for each term: its pieces before and after, and why it is still cut."
+    names, (new, added) = [t.term for t in data.terms], extended or (tokenizer, None)
+    before, after, where = fragmentation(tokenizer, names), fragmentation(new, names), contexts(new, names)
+    never = {name: why_not_whole(tokenizer.backend_tokenizer, name) if extended else "" for name in names}
+    return [{"tokenizer": label, "term": t.term, "category": t.category or "none", "words": len(t.term.split()),
+             "train_count": data.train_counts[t.term], "test_count": data.test_counts[t.term],
+             "pieces_before": before[t.term], "pieces_after": after[t.term], "added": int(t.term in (added or {})),
+             "why": why_cut(t.term, where[t.term], added, data.train_counts[t.term], never[t.term])} for t in data.terms]
 
 # %% ../nbs/08_tokenize.ipynb #2646dee1
 _WORD = re.compile(rf"{PAIR}|[^\W\d_{LETTERS}]+")
@@ -201,19 +200,18 @@ def unchanged(old: Any, new: Any, added: Mapping[str, Any], lines: Sequence[str]
     free = [line for line in lines if not holds.search(line)]
     return sum(a != b for a, b in zip(encoded(old, free), encoded(new, free), strict=True)), len(free)
 
-def count_claim(value: int, n: int, limit: float, fewest: int = 1) -> dict[str, Any]:
-    "Result of a claim on a share of n that was counted whole; of fewer than `fewest` it says nothing."
-    if not n: return {"verdict": "NOT RUN", "note": "there was nothing to count"}
-    verdict = "FAIL" if value and value / n >= limit else "INCONCLUSIVE" if n < fewest else "PASS"
-    return {"value": value / n, "n": n, "verdict": verdict, "note": f"fewer than {fewest} lines" if n < fewest else ""}
-
-def coverage_claim(row: Mapping[str, Any]) -> dict[str, Any]:
-    "Result of a claim on coverage; n counts characters, the interval is over documents."
+def settle_coverage(claims: list[Claim], label: str, row: Mapping[str, Any]) -> None:
+    "The claim on a tokenizer's coverage; n counts characters, the interval is over documents."
     value, low, high = (round(1e6 * (1 - row[name]), 3) for name in ("coverage", "coverage_high", "coverage_low"))
-    few = row["units"] < FEW_UNITS
-    verdict = "INCONCLUSIVE" if few else "PASS" if high <= LOST else "FAIL" if low > LOST else "INCONCLUSIVE"
-    return {"value": value, "low": low, "high": high, "n": row["characters"], "verdict": verdict,
-            "note": f"{row['units']} documents" + (f", fewer than {FEW_UNITS}" if few else "")}
+    settle(claims, f"coverage {label}", Result(value, row["characters"], low, high, sure=(low, high), units=row["units"]), limit=LOST)
+
+def settle_terms(claims: list[Claim], label: str, rows: Sequence[Mapping[str, Any]], differ: tuple[int, int], worse: tuple[int, int]) -> None:
+    "The claims on what the terms did: to themselves, to lines without them, to decoding; each pair is a count and of how many lines."
+    single = [row for row in rows if row["words"] == 1 and row["train_count"]]
+    was, now = (sum(is_fragmented(row[when], 1) for row in single) / max(1, len(single)) for when in ("pieces_before", "pieces_after"))
+    settle(claims, f"whole {label}", Result(now, len(single), baseline=was), met=now < WHOLE, before=was < WHOLE and now < WHOLE)
+    for name, (count, lines) in (("unchanged", differ), ("exact", worse)):
+        settle(claims, f"{name} {label}", Result(count / max(1, lines), lines, units=lines, kind="lines"), met=not count)
 
 # %% ../nbs/08_tokenize.ipynb #48893469
 def export(run: Run, config: TokenizerConfig, data: TokenizerData, name: str, tokenizer: Any, row: Mapping[str, Any], settings: Settings) -> None:
@@ -234,31 +232,29 @@ def export(run: Run, config: TokenizerConfig, data: TokenizerData, name: str, to
 
 # %% ../nbs/08_tokenize.ipynb #08422b2f
 def judge(run: Run, config: TokenizerConfig, data: TokenizerData, made: Mapping[str, Any], extended: Mapping[str, tuple[Any, dict[str, list[int]]]],
-          settings: Settings, begun: float) -> list[dict[str, Any]]:
+          settings: Settings, begun: float) -> list[Claim]:
     "The test text, once: tables, claims, and the tokenizers as folders."
     lines = [line for text in data.texts for line in text.split("\n") if line.strip()]
-    rows, terms, words, found = [], [], [], {}
+    rows, terms, words = [], [], []
+    claims: list[Claim] = read_json(run.folder / "claims.json")
     for label, tokenizer in made.items():
         same, new = exact(tokenizer, lines), extended.get(label)
         rows.append(comparison_row(label, False, tokenizer, data, same, config.seed))
         words += word_rows(label, tokenizer, data.texts)
         terms += (mine := fragmentation_rows(label, tokenizer, new, data))
-        found[f"coverage {label}"] = coverage_claim(rows[-1])
+        settle_coverage(claims, label, rows[-1])
         export(run, config, data, label, tokenizer, rows[-1], settings)
         if new is None: continue
         still = exact(new[0], lines)
         rows.append(comparison_row(label, True, new[0], data, still, config.seed))
-        single = [r for r in mine if r["words"] == 1 and r["train_count"]]
-        was, now = (sum(r[when] > 0 for r in single) for when in ("cut_before", "cut_after"))
-        found |= {f"whole {label}": count_claim(now, len(single), WHOLE) | {"baseline": was / max(1, len(single))},
-                  f"unchanged {label}": count_claim(*unchanged(tokenizer, new[0], new[1], lines), 0, FEW_UNITS),
-                  f"exact {label}": count_claim(sum(a and not b for a, b in zip(same, still, strict=True)), sum(same), 0, FEW_UNITS)}
+        worse = sum(a and not b for a, b in zip(same, still, strict=True))
+        settle_terms(claims, label, mine, unchanged(tokenizer, new[0], new[1], lines), (worse, sum(same)))
         export(run, config, data, f"{label}-terms", new[0], rows[-1], settings)
-    return conclude(run, data, made, extended, {"comparison": rows, "words": words, "fragmentation": terms}, found, begun)
+    return conclude(run, data, made, extended, {"comparison": rows, "words": words, "fragmentation": terms}, claims, begun)
 
 # %% ../nbs/08_tokenize.ipynb #4ffb933c
 def conclude(run: Run, data: TokenizerData, made: Mapping[str, Any], extended: Mapping[str, tuple[Any, dict[str, list[int]]]],
-             tables: Mapping[str, list[dict[str, Any]]], found: Mapping[str, dict[str, Any]], begun: float) -> list[dict[str, Any]]:
+             tables: Mapping[str, list[dict[str, Any]]], claims: list[Claim], begun: float) -> list[Claim]:
     "Write tables, picture and claims; the terminal record."
     for name, rows in tables.items():
         if rows: write_table(run, name, rows)
@@ -266,11 +262,11 @@ def conclude(run: Run, data: TokenizerData, made: Mapping[str, Any], extended: M
     for label, tokenizer in made.items():
         everyone[label] = tokenizer
         if label in extended: everyone[f"{label} + terms"] = extended[label][0]
-    differ = {r["term"] for r in tables["fragmentation"] if r["added"] and r["pieces_before"] != 1}
+    differ = {r["term"] for r in tables["fragmentation"] if r["added"] and is_fragmented(r["pieces_before"], r["words"])}
     telling = [t for t in data.terms if t.term in differ]
     run.update(example=pictured(pick_sentence(data.texts, telling or data.terms), data.terms, everyone))
-    none: dict[str, Any] = {"verdict": "NOT RUN", "note": "this tokenizer was not extended"}
-    claims: list[dict[str, Any]] = [one | found.get(one["id"], none) for one in read_json(run.folder / "claims.json")]
+    for one in claims:
+        if one["verdict"] == "NOT RUN" and not one["note"]: settle(claims, one["id"], None, note="this tokenizer was not extended")
     write_json(run.folder / "claims.json", claims)
     finish(run, "finished", f"{len(made)} tokenizers trained and judged", steps=0, seconds=round(time.monotonic() - begun, 1))
     return claims

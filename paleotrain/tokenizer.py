@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPECIAL', 'KINDS', 'CAUSAL', 'BERT', 'WORDS', 'TOLD', 'RUNNING', 'CONTEXTS', 'train_unigram',
            'train_lossless_unigram', 'check_lossless', 'train_tokenizer', 'measure', 'unknown_characters', 'runs_on',
-           'framed', 'pieces', 'fragmentation', 'encoded', 'exact', 'cut', 'contexts']
+           'framed', 'pieces', 'encoded', 'exact', 'cut', 'contexts', 'fragmentation', 'is_fragmented']
 
 # %% ../nbs/03_tokenizer.ipynb #dae3bc35
 import io
@@ -199,7 +199,7 @@ def unknown_characters(
     return f"{found}, and to guess them counts as right; take a base that was trained on text in this language" if lost > 0.1 else found if lost > TOLD else ""
 
 # %% ../nbs/03_tokenizer.ipynb #0ea62842
-RUNNING = {"the ": "这", " one": "是", " is": "是"} # the words of a frame in running text
+RUNNING = {"the ": "这", " one": "是"} # the words of a frame in running text
 
 def runs_on(term: str) -> bool: return bool(re.search(f"^[{LETTERS}]|[{LETTERS}{MARKS}]$", term)) # letter at letter with what stands beside it
 
@@ -215,17 +215,6 @@ def pieces(
     "The tokens of `text` as the vocabulary spells them, special tokens left out."
     tokens: list[str] = tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])
     return tokens
-
-def fragmentation(
-    tokenizer: "PreTrainedTokenizerFast",
-    terms: Iterable[str],
-) -> dict[str, int]:
-    "Tokens that each term costs inside a sentence, after a space where its script has spaces."
-    frame = len(pieces(tokenizer, "the one"))
-    def cost(term: str) -> int:
-        if runs_on(term): return max(1, cut(tokenizer, [term])[0])
-        return len(pieces(tokenizer, f"the {term} one")) - frame
-    return {term: cost(term) for term in terms}
 
 # %% ../nbs/03_tokenizer.ipynb #b542f25e
 def encoded(tokenizer: "PreTrainedTokenizerFast", lines: Sequence[str]) -> Iterator[list[int]]:
@@ -245,7 +234,7 @@ def cut(
     words: Sequence[str], # or terms of several words
     frame: str = CONTEXTS["after a space"], # where they stand
 ) -> list[int]:
-    "Tokens that spell each word, an orphan blank before it counted too; 0 where one of them is unknown."
+    "Tokens that spell each word, an orphan blank before it and letters beside it counted too; 0 where one of them is unknown."
     if not words: return [] # `tokenizers` cannot encode an empty list
     frames = [framed(frame, word) for word in words]
     texts = [place.format(word) for place, word in zip(frames, words, strict=True)]
@@ -255,10 +244,26 @@ def cut(
         start = place.index("{")
         own = [number for number, (a, b) in zip(ids, offsets, strict=True) if a < start + len(word) and b > start]
         orphan = " {" in place and not letters and (start - 1, start) in offsets
-        return 0 if tokenizer.unk_token_id in own else len(own) + orphan
+        shared = any(text.strip() not in word for text in (place.format(word)[a:b] for a, b in offsets if a < start + len(word) and b > start))
+        return 0 if tokenizer.unk_token_id in own else len(own) + orphan + shared
     return [count(*each) for each in zip(words, frames, coded["input_ids"], coded["offset_mapping"], strict=True)]
 
 def contexts(tokenizer: "PreTrainedTokenizerFast", terms: Sequence[str]) -> dict[str, list[int]]:
     "Tokens of each term in each of CONTEXTS."
     found = [cut(tokenizer, terms, frame) for frame in CONTEXTS.values()]
     return {term: list(counts) for term, *counts in zip(terms, *found, strict=True)}
+
+# %% ../nbs/03_tokenizer.ipynb #26d5ecf1
+def fragmentation(
+    tokenizer: "PreTrainedTokenizerFast",
+    terms: Sequence[str],
+) -> dict[str, int]:
+    "Tokens that each term costs where it costs most, of CONTEXTS; 0 where one of them is unknown."
+    return {term: min(counts) and max(counts) for term, counts in contexts(tokenizer, terms).items()}
+
+def is_fragmented(
+    pieces: int, # from `fragmentation`
+    words: int, # of the term
+) -> bool:
+    "Whether a term is cut into more tokens than it has words, or is unknown."
+    return not 1 <= pieces <= words

@@ -251,6 +251,29 @@ def test_a_corpus_without_a_document_to_train_on_is_refused_before_anything_is_w
     assert not (tmp_path / f"seed{refused[0]}/data/corpus").exists()
 
 
+def test_nothing_passes_where_there_is_nothing_to_compare(prepared, tmp_path):
+    """Four documents that all fell to training: two sides are claimed apart, and there is one."""
+    done = prepared(sources=[str(write_jsonl(tmp_path / "four.jsonl", rows(4)))], name="own", seed=1)
+    counts = {split: found["documents"] for split, found in done.run.manifest["corpora"]["own"].items()}
+    assert counts == {"train": 4, "validation": 0, "test": 0}
+    verdicts = {name: claim["verdict"] for name, claim in done.claims.items()}
+    assert verdicts == {"splits": "FAIL", "groups": "NOT RUN", "near_copies": "NOT RUN", "overlap": "NOT RUN", "alignment": "PASS"}
+    assert done.claims["splits"]["value"] == 2 and done.claims["splits"]["note"] == "own has no validation document; own has no test document"
+    assert done.claims["near_copies"]["note"].startswith("all documents are in one split, train; own has no validation document")
+    assert {claim["about"] for claim in done.claims.values()} == {"property"}
+
+
+def test_what_held_is_doubted_where_one_domain_has_no_test_text(prepared, tmp_path):
+    """The other domain's sides were compared and are apart: that points to a PASS and is none."""
+    write_jsonl(tmp_path / "many.jsonl", rows(60))
+    write_jsonl(tmp_path / "few.jsonl", rows(1, "f"))
+    (tmp_path / "few.yaml").write_text(f'name: few\ndomain: small\nfiles: ["{tmp_path}/few.jsonl"]\n')
+    done = prepared(sources=[str(tmp_path / "many.jsonl"), str(tmp_path / "few.yaml")], name="own", test_fraction=.2, validation_fraction=.1, seed=3)
+    assert done.run.manifest["corpora"]["small"]["test"]["documents"] == 0 < done.run.manifest["corpora"]["own"]["test"]["documents"]
+    assert [(done.claims[name]["verdict"], done.claims[name]["points_to"]) for name in ("groups", "near_copies")] == [("INCONCLUSIVE", "PASS")] * 2
+    assert "small has no test document" in done.claims["groups"]["note"]
+
+
 def test_one_domain_without_training_is_enough_to_refuse(prepared, tmp_path):
     """Every domain is a corpus of its own; the other's documents do not make up for it."""
     write_jsonl(tmp_path / "many.jsonl", rows(30))

@@ -18,7 +18,7 @@ CORPORA = load_settings().corpora
 GPT2 = CORPORA / "tokenizer"
 KINDS = ["unigram", "wordpiece", "bpe"]
 TERMS = ["trilobite", "Burgess", "Cambrian", "Olenus", "Olenusia", "pre-Cambrian", "Burgess Shale", "fauna"]
-PROMISED = ["fragmented after a space", "fragmented after a bracket", "fragmented before punctuation", "fragmented at the start",
+PROMISED = ["fragmented after a space", "fragmented after a bracket", "fragmented before a comma", "fragmented at the start",
             "changed", "cut otherwise", "decoded otherwise", "ids moved"]
 
 
