@@ -7,6 +7,8 @@ __all__ = ['SftData', 'set_name', 'lesson_of', 'read_chats', 'read_sets', 'read_
            'ready_tokenizer', 'examples_of', 'overlap']
 
 # %% ../nbs/11_sets.ipynb #3b59afc2
+import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 
 from .chat import add_chat, has_chat, render, require_chat
+from .claims import FEW_UNITS
 from .configurations import SftConfig
 from .conversations import Conversation, read_conversations
 from .core import Settings, UserError, locate, located, sha256_file, shown_path, stable_fraction
@@ -81,22 +84,32 @@ def read_general(
     settings: Settings,
     inputs: list[dict[str, Any]], # learns the files
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    "General text to score, drawn by hash until it has `general_words`, and the rest, whose tokens are counted; of a single text, that text."
+    "General text to score, so many words of documents drawn by hash, and the rest, whose tokens are counted; of text that is scored whole, that text."
     if not config.general: return [], []
     report, scored, words, rest = ReadReport(), [], 0, []
-    documents = list(read_documents(expand(located(config.general, settings) or [], settings), report))
-    for one in sorted((one for one in documents if one.text.strip()), key=lambda one: stable_fraction(one.group + one.doc_id, config.seed)):
-        if words < config.general_words:
-            part = " ".join(one.text.split(" ")[:config.general_words - words])
-            scored.append((one.doc_id, part)); words += count_words(part)
-        else: rest.append(one.text)
+    documents = [one for one in read_documents(expand(located(config.general, settings) or [], settings), report) if one.text.strip()]
+    sizes = [len(one.text.split(" ")) for one in documents]
+    even = range(math.ceil(config.general_words / FEW_UNITS), config.general_words) # words of a document: many tell more than one that is long
+    most = next((few for few in even if sum(min(size, few) for size in sizes) >= config.general_words), config.general_words)
+    for one in sorted(documents, key=lambda one: stable_fraction(one.group + one.doc_id, config.seed)):
+        split = one.text.split(" ")
+        taken = max(0, min(most, config.general_words - words))
+        part, left = " ".join(split[:taken]), " ".join(split[taken:])
+        if part.strip(): scored.append((one.doc_id, part)); words += count_words(part)
+        if left.strip(): rest.append(left)
     if not scored: raise UserError("general", "no text in it", "name files with text")
     inputs += [entry | {"role": "measured", "path": shown_path(entry["path"], settings)} for entry in report.files]
     return scored, rest or [text for _, text in scored]
 
 def prompts_of(conversations: Iterable[Conversation]) -> list[Item]:
-    "Conversations up to their last question, as prompts without an expected answer."
-    return [Item(one.id, one.messages[:-1], None, one.kind) for one in conversations]
+    "Conversations up to their last question, with the answers that they give to it: the same one is asked once, and each of its answers is right."
+    alike: dict[str, list[Conversation]] = {}
+    for one in conversations: alike.setdefault(json.dumps(one.messages[:-1]), []).append(one)
+    found = []
+    for first, *others in alike.values():
+        right, *also = dict.fromkeys(one.messages[-1]["content"] for one in (first, *others))
+        found.append(Item(first.id, first.messages[:-1], right, first.kind, also=tuple(also)))
+    return found
 
 def with_room(tokenizer: Any, items: Sequence[Item], limit: int) -> list[Item]:
     "The prompts that leave room for an answer in `limit` tokens."
