@@ -25,10 +25,10 @@ from .configurations import DaptConfig, TrainConfig
 from .core import Settings, UserError, locate, located, read_json, sha256_file, shown_path
 from .corpus import Occurrences, Splits, Term, count_terms, load_splits, nowhere, read_terms, term_pattern
 from .evaluation import batch_tokens, claim, evaluation_windows, fit_windows
+from .intervals import perplexity
 from .locate import check_base, parent_hash
-from .metrics import Window, score
+from .metrics import Window, score, unigram_scores
 from .models import LoadedModel, extend_model, load_mlm, parameter_count, pick_device, pick_precision, usable_positions, use_summed_loss
-from .perplexity import perplexity, unigram_scores
 from .plan import Plan, make_plan
 from .runs import Run, read_events, refuse_changed, same_parent
 from .starting import frozen
