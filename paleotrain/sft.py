@@ -38,9 +38,9 @@ from .models import LoadedModel, parameter_count, pick_device, pick_precision
 from .plan import Plan, make_plan
 from .red_lines import crossed, early
 from .runs import Run, read_events, refuse_changed, same_parent, write_table
-from .scoring import encode, score_texts, unit_scores
+from .scoring import encode, in_stretches, score_texts, unit_scores
 from .sets import SftData as SftData# named here again, for those who use a phase
-from .sets import examples_of, overlap, prompts_of, read_chats, read_general, read_sets, ready_tokenizer, with_room
+from .sets import examples_of, general_units, overlap, prompts_of, read_chats, read_general, read_sets, ready_tokenizer, with_room
 from .starting import frozen
 from .training import Trained, train
 
@@ -146,9 +146,9 @@ def sft_claims(config: SftConfig) -> list[Claim]:
 # %% ../nbs/11_sft.ipynb #8ced09aa
 def too_few(config: SftConfig, data: SftData) -> list[str]:
     "What there is too little of to decide a claim, told before training."
-    general = len({unit for unit, _ in data.general})
+    general = len(data.general) if general_units(data.general) == "documents" else sum(max(1, len(text) // 2000) for _, text in data.general)
     counts = {f"prompts of {name}": len(items) for name, items in data.sets.items()}
-    counts |= {"held-out conversations": len(data.prepared.validation)} | ({"documents of general text": general} if general else {})
+    counts |= {"held-out conversations": len(data.prepared.validation)} | ({f"{general_units(data.general)} of general text": general} if general else {})
     said = [f"{count:,} {what} are too few to decide a claim ({FEW_UNITS} are needed)" for what, count in counts.items() if count < FEW_UNITS]
     every, needed = sum(map(len, data.sets.values())), math.ceil(ERRORS**2 * VALID / (1 - VALID))
     if every < needed: said.append(f"{every:,} prompts cannot show a share of {VALID:.0%}, were all answers right; {needed:,} can")
@@ -212,10 +212,12 @@ def decides(nats: float, scores: dict[str, Any], letter: bool = True) -> float:
     share = scores["exact"] if letter and scores["exact"] is not None else scores["strict"]
     return nats if share is None else 1 - float(share) + LOSS_SHARE * nats
 
+
+
 def general_scores(config: SftConfig, data: SftData, model: Any) -> Scores:
-    "What each document of the general text costs the model as it is now."
-    return unit_scores(score_texts(model, data.tokenizer, data.general, context=config.max_seq_length, stride=config.max_seq_length,
-                                   batch_tokens=batch_tokens(config)))
+    "What each unit of the general text costs the model as it is now."
+    scored = score_texts(model, data.tokenizer, data.general, context=config.max_seq_length, stride=config.max_seq_length, batch_tokens=batch_tokens(config))
+    return unit_scores(scored if general_units(data.general) == "documents" else [part for one in scored for part in in_stretches(one)])
 
 def general_nats(config: SftConfig, data: SftData, model: Any) -> float | None:
     "Nats per token of the general text."
