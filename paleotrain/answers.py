@@ -133,7 +133,7 @@ def _share(values: Sequence[bool | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 def score_answers(answers: Sequence[Answer]) -> dict[str, float | int | None]:
-    "Number of answers, and the shares of them that are exact (with interval), valid, stopped, mute, right in case, distinct, and follow their checks."
+    "Number of answers, and the shares that are exact (with interval), valid, stopped, mute, right in case, distinct, and follow their checks."
     exact = [a.exact for a in answers if a.exact is not None]
     low, high = wilson(sum(exact), len(exact)) if exact else (None, None)
     wanted = {a.prompt if a.expected is None else a.expected for a in answers}

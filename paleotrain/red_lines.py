@@ -48,7 +48,7 @@ def lines_beyond(
     if None not in loss and not loss[0] <= (most := limits.loss_stuck * loss[1]) and exact is not None and exact < DONE:
         line("loss_stuck", loss[0], most, f"The training loss is {loss[0]:.3f} nats, {loss[0] / loss[1]:.0%} of the {loss[1]:.3f} it began with,")
     if valid is not None and valid < limits.malformed_tags:
-        line("malformed_tags", valid, limits.malformed_tags, f"Only {valid:.0%} of the answers say something and end with their closing tag, no other tag inside,")
+        line("malformed_tags", valid, limits.malformed_tags, f"Only {valid:.0%} of the answers say something and end with their tag, no other inside,")
     if distinct is not None and distinct < limits.mode_collapse:
         line("mode_collapse", distinct, limits.mode_collapse, f"There are {distinct:.0%} as many different answers as different ones are expected")
     if exact is not None and exact < limits.garbage:

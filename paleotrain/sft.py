@@ -204,7 +204,7 @@ def drawn(items: Sequence[Any], most: int, seed: int) -> list[Any]:
     ranked = sorted(range(len(items)), key=lambda n: stable_fraction(json.dumps([items[n].id, *items[n].messages], ensure_ascii=False), seed))
     return [items[n] for n in sorted(ranked[:most])]
 
-def to_the_letter(config: SftConfig) -> bool: # whether exact answers are aimed at: those of conversations may be long and free, and are not, unless a target says so
+def to_the_letter(config: SftConfig) -> bool: # whether exact answers are aimed at; those of conversations may be long and free
     return bool(config.evaluation) or config.target_exact is not None
 
 def decides(nats: float, scores: dict[str, Any], letter: bool = True) -> float:
@@ -259,7 +259,8 @@ def before_training(
     file, costs = run.folder / "before.jsonl", run.folder / "tables/costs_before.csv"
     if not file.exists() or not costs.exists() or "before" not in run.manifest:
         if "before" in run.manifest: run.warn("before.jsonl was gone: the base was asked once more")
-        loaded, some = base or base_model(config, data), random.Random(config.seed).sample(data.prepared.train, min(SAMPLED, len(data.prepared.train)))
+        loaded, train_side = base or base_model(config, data), data.prepared.train
+        some = random.Random(config.seed).sample(train_side, min(SAMPLED, len(train_side)))
         asked = {**data.sets, "reference": data.reference}
         found = {name: answer(loaded.model, loaded.tokenizer, items, config.answer_tokens, batch_tokens(config)) for name, items in asked.items()}
         rows, own = text_costs(config, data, loaded.model), found[next(iter(data.sets))]

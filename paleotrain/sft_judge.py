@@ -77,10 +77,11 @@ def costs(run: Run, when: str, text: str) -> Scores:
 
 def settle_texts(run: Run, config: SftConfig, data: SftData, claims: Sequence[Claim]) -> None:
     "The results of the claims on held-out conversations and on general text."
-    held, general = ([costs(run, when, text) for when in ("before", "after")] for text in ("held out", "general"))
-    settle(claims, "held_out_loss", compare_rates(*held, per="tokens").result("held-out conversations"))
-    found = compare(*general, per="tokens").result(general_units(data.general)) if data.general else None
-    settle(claims, "general_text", found, note="" if found else "no general text was given")
+    held = compare_rates(costs(run, "before", "held out"), costs(run, "after", "held out"), per="tokens")
+    settle(claims, "held_out_loss", held.result("held-out conversations"))
+    if not data.general: settle(claims, "general_text", None, note="no general text was given"); return
+    general = compare(costs(run, "before", "general"), costs(run, "after", "general"), per="tokens")
+    settle(claims, "general_text", general.result(general_units(data.general)))
 
 def watched(events: Sequence[Mapping[str, Any]], after_steps: int) -> int: # evaluations that came late enough for red lines to be looked at
     return sum(event["kind"] == "eval" and event["step"] >= after_steps for event in events)
@@ -98,15 +99,16 @@ def judged_claims(
     run: Run, config: SftConfig, data: SftData, before: Mapping[str, list[Answer]], after: Mapping[str, list[Answer]],
 ) -> list[Claim]:
     "The claims with what came out."
-    claims, own, earlier = read_json(run.folder / "claims.json"), next(iter(after)), list(after)[1:]
-    both = [[one for name in after for one in answers[name]] for answers in (before, after)] # of the same prompts
-    mine = [[one.exact for one in answers[own] if one.exact is not None] for answers in (before, after)]
+    claims: list[Claim] = read_json(run.folder / "claims.json")
+    own, *earlier = after
+    old, new = ([one for name in after for one in answers[name]] for answers in (before, after)) # to the same prompts
+    was, now = ([one.exact for one in answers[own] if one.exact is not None] for answers in (before, after))
     chose = min(config.eval_items, len(after[own]))
     notes = [] if config.target_exact else ["no target was given"]
-    notes += [f"{chose} of these prompts chose the checkpoint too"] if mine[1] else ["no prompt has an expected answer"]
-    settle_share(claims, "exact_match", mine[0], mine[1], "; ".join(notes))
-    settle_share(claims, "tag_validity", *([one.valid for one in answers] for answers in both))
-    settle_share(claims, "stop_rate", *([one.ended == "tag" for one in answers] for answers in both))
+    notes += [f"{chose} of these prompts chose the checkpoint too"] if now else ["no prompt has an expected answer"]
+    settle_share(claims, "exact_match", was, now, "; ".join(notes))
+    settle_share(claims, "tag_validity", [one.valid for one in old], [one.valid for one in new])
+    settle_share(claims, "stop_rate", [one.ended == "tag" for one in old], [one.ended == "tag" for one in new])
     def right(answers: Sequence[Answer]) -> dict[str, bool | None]: return {one.id: one.exact for one in answers}
     lost, told = most_lost({name: one for name in earlier if (one := points_lost(right(before[name]), right(after[name])))})
     settle(claims, "forgetting_points", lost, note=told or "there is no earlier phase's evaluation with expected answers")
