@@ -1026,6 +1026,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'paleotrain.loop.Tracker.__init__': ('loop.html#tracker.__init__', 'paleotrain/loop.py'),
                                  'paleotrain.loop.Tracker.close': ('loop.html#tracker.close', 'paleotrain/loop.py'),
                                  'paleotrain.loop.Tracker.log': ('loop.html#tracker.log', 'paleotrain/loop.py'),
+                                 'paleotrain.loop.before_first_step': ('loop.html#before_first_step', 'paleotrain/loop.py'),
                                  'paleotrain.loop.decides': ('loop.html#decides', 'paleotrain/loop.py'),
                                  'paleotrain.loop.gpu_utilization': ('loop.html#gpu_utilization', 'paleotrain/loop.py'),
                                  'paleotrain.loop.judge': ('loop.html#judge', 'paleotrain/loop.py'),
