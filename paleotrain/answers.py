@@ -139,7 +139,8 @@ def score_answers(answers: Sequence[Answer]) -> dict[str, float | int | None]:
     wanted = {a.prompt if a.expected is None else a.expected for a in answers}
     return {"n": len(answers), "exact": _share(exact), "exact_low": low, "exact_high": high, "valid": _share([a.valid for a in answers]),
             "stopped": _share([a.ended == "tag" for a in answers]),
-            "mute": _share([silent(a.text, [] if a.expected is None else [a.expected]) for a in answers]), "case": _share([a.exact for a in answers if a.same_letters]),
+            "mute": _share([silent(a.text, [] if a.expected is None else [a.expected]) for a in answers]),
+            "case": _share([a.exact for a in answers if a.same_letters]),
             "distinct": len({a.text for a in answers}) / len(wanted) if answers else None,
             "strict": _share([a.strict for a in answers]), "loose": _share([a.loose for a in answers])}
 

@@ -183,8 +183,9 @@ def settle_course(chain: Chain, claims: Sequence[Claim], done: Sequence[Learned]
     settle(claims, "no_red_line", lines, met=not crossed, doubt=doubt, note=", ".join(filter(None, (*crossed, note, "" if doubt else ", ".join(idle)))))
     reached = [row for row in gates if row["gate"] != "forgetting"]
     first = [f"{row['phase']}: {row['gate']} was met before the phase began" for row in reached if met_before(row)]
+    told = "; ".join(filter(None, (*first, note))) if gates else "it has no gates"
     settle(claims, "gates", Result(missed, n=len(gates)) if missed or ended else None, met=not missed,
-           before=bool(reached) and len(first) == len(reached) and not missed, note="; ".join(filter(None, (*first, note))) or ("" if gates else "it has no gates"))
+           before=bool(reached) and len(first) == len(reached) and not missed, note=told)
     taken, over = sum(minutes_of(learned.folder) for learned in done), sum(bool(learned.manifest.get("reused_from")) for learned in done)
     there = f"{over} phase{'s' * (over > 1)} taken over, with {'their' if over > 1 else 'its'} minutes there" if over else ""
     settle(claims, "training_time", Result(taken) if minutes else None, met=taken <= minutes if minutes and ended else None,

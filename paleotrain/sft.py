@@ -237,7 +237,7 @@ def unigram_nats(data: SftData) -> float | None:
 SAMPLED = 512 # training examples on which the base is measured: what the training loss begins with
 
 def text_costs(config: SftConfig, data: SftData, model: Any) -> list[dict[str, Any]]:
-    "Rows of tables/costs_before.csv and costs_after.csv: nats of each held-out conversation's learned tokens, and of each document of general text."
+    "Rows of tables/costs_before.csv and costs_after.csv: nats of each held-out conversation's learned tokens, and of each unit of general text."
     held = data.prepared.validation
     nats = example_nats(model, held, batch_tokens(config)).tolist()
     rows = [{"text": "held out", "unit": one.id, "tokens": one.learned, "nats": cost} for one, cost in zip(held, nats, strict=True)]
@@ -297,8 +297,8 @@ def evaluated(run: Run, config: SftConfig, data: SftData, loaded: LoadedModel) -
     nats, before = nats_per_token(loaded.model, data.prepared.validation, batch_tokens(config)), run.manifest["before"]
     answers = ask(own, config.eval_items)
     scores, losses = score_answers(answers), [e["loss"] for e in read_events(run.folder) if e["kind"] == "train"]
-    return {"nats": nats, "decides": decides(nats, scores, to_the_letter(config)), **scores, "train_loss": losses[-1] if losses else None, "first_loss": before["train"],
-            "replayed": data.prepared.facts["replay"]["achieved"],
+    return {"nats": nats, "decides": decides(nats, scores, to_the_letter(config)), **scores,
+            "train_loss": losses[-1] if losses else None, "first_loss": before["train"], "replayed": data.prepared.facts["replay"]["achieved"],
             "base_nats": general_nats(config, data, loaded.model), "base_nats_before": before["general"], "unigram_nats": before["unigram"],
             "earlier": {name: score_answers(ask(items, max(1, config.eval_items // 4)))["exact"] for name, items in earlier},
             "samples": [{"prompt": one.prompt, "expected": one.expected, "text": one.text, "exact": one.exact, "ended": one.ended, "lesson": one.kind}

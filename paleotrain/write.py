@@ -20,6 +20,7 @@ from .chat import answer_frame, closing_token, end_tokens, freeze_date, has_chat
 from .claims import Claim, Result, claim, promise, settle
 from .configurations import GenerateConfig, Sampling
 from .core import Settings, UserError, locate, read_json, sha256_file, shown_path, write_json
+from .corpus import split_words
 from .documents import json_value
 from .evaluation import write_samples
 from .generate import Generated, generate, prompt_ids, reading_limit, refuse_long, sample_statistics
@@ -68,8 +69,9 @@ def prepare(run: Run, config: GenerateConfig, settings: Settings) -> tuple[Path,
     run.update(title=f"Text by {place.parent.name if place.name == 'model' else place.name}", inputs=inputs,
                hardware=run.manifest["hardware"] | {"device": device, "precision": pick_precision(config.precision, device)})
     if not (run.folder / "claims.json").exists():
-        promise(run, [claim("deterministic", "The seed decides the text", "texts that came out differently when written again", "= 0", "property", unit="texts"),
-                      claim("loops", "No text runs in a loop", "texts in which more than half of the word 4-grams are repeats", "= 0", "property", unit="texts")])
+        again, loops = "texts that came out differently when written again", "texts in which more than half of the word 4-grams are repeats"
+        promise(run, [claim("deterministic", "The seed decides the text", again, "= 0", "property", unit="texts"),
+                      claim("loops", "No text runs in a loop", loops, "= 0", "property", unit="texts")])
     return place, prompts
 
 # %% ../nbs/11_write.ipynb #82925a12
