@@ -64,9 +64,10 @@ def judged(
     letters = {right.casefold() for right in meant}
     ended = "length" if not closed else "nothing" if silent(text, rights) else "tag"
     valid = ended == "tag" and special.isdisjoint(inside)
-    return Answer(item.id, item.kind, item.messages[-1]["content"], meant.get(own, item.answer), text, len(ids), ended, valid,
-                  valid and own in meant if rights else None, valid and own.casefold() in letters if rights else None,
-                  valid and strict(item.checks, text) if item.checks else None, valid and loose(item.checks, text) if item.checks else None)
+    exact, same_letters = (valid and own in meant, valid and own.casefold() in letters) if rights else (None, None)
+    follows = [valid and rule(item.checks, text) if item.checks else None for rule in (strict, loose)]
+    prompt, expected = item.messages[-1]["content"], meant.get(own, item.answer)
+    return Answer(item.id, item.kind, prompt, expected, text, len(ids), ended, valid, exact, same_letters, *follows)
 
 # %% ../nbs/11_answers.ipynb #2359e22c
 def prompts_by_length(
@@ -133,7 +134,7 @@ def _share(values: Sequence[bool | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 def score_answers(answers: Sequence[Answer]) -> dict[str, float | int | None]:
-    "Number of answers, and the shares that are exact (with interval), valid, stopped, mute, right in case, distinct, and follow their checks."
+    "Number of answers, and the shares that are exact (with interval), valid, stopped, mute, right in case, distinct, and checked."
     exact = [a.exact for a in answers if a.exact is not None]
     low, high = wilson(sum(exact), len(exact)) if exact else (None, None)
     wanted = {a.prompt if a.expected is None else a.expected for a in answers}

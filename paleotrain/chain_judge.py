@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'Figures', 'COPIES', 'COPIES_LOW', 'COPIES_ITEMS', 'Learned', 'read_phase', 'minutes_of', 'red_line',
            'unwatched', 'right', 'known', 'losses', 'at_first', 'gate_rows', 'met_before', 'gate_said', 'stop_reason',
-           'matrix_rows', 'phase_row', 'chain_tables', 'chain_claims', 'copying_phase', 'settle_copying',
-           'settle_course', 'judged_chain']
+           'matrix_rows', 'phase_row', 'chain_tables', 'chain_claims', 'copying_phase', 'settle_copying', 'listed',
+           'settle_lines', 'settle_gates', 'settle_time', 'judged_chain']
 
 # %% ../nbs/12_chain_judge.ipynb #5c9c6ea2
 import json
@@ -75,8 +75,8 @@ def losses(done: Sequence[Learned]) -> dict[str, Result]:
 def at_first(learned: Learned) -> Figures:
     "The figures of the phase's own set before its first step."
     lines = (learned.folder / "before.jsonl").read_text(encoding="utf-8").split("\n")
-    answers = [Answer(**row) for line in lines if line and (row := json.loads(line)).pop("set") == learned.named[learned.phase.name]]
-    return score_answers(answers)
+    rows, own = [json.loads(line) for line in lines if line], learned.named[learned.phase.name]
+    return score_answers([Answer(**row) for row in rows if row.pop("set") == own])
 
 # %% ../nbs/12_chain_judge.ipynb #a6f8c61f
 def gate_rows(done: Sequence[Learned]) -> list[dict[str, Any]]:
@@ -86,15 +86,17 @@ def gate_rows(done: Sequence[Learned]) -> list[dict[str, Any]]:
     for gate, wanted in last.phase.gates.items():
         found = (lost.value if lost else None) if gate == "forgetting" else own[gate]
         held = found is not None and (found <= wanted if gate == "forgetting" else found >= wanted)
-        rows.append({"phase": last.phase.name, "gate": gate, "wanted": wanted, "before": first.get(gate), "found": found, "held": held,
-                     "n": (lost.n if lost else None) if gate == "forgetting" else len(known(last, last.phase.name)) if gate == "exact" else own["n"]})
+        n = lost.n if gate == "forgetting" and lost else None if gate == "forgetting" else own["n"]
+        if gate == "exact": n = len(known(last, last.phase.name))
+        rows.append({"phase": last.phase.name, "gate": gate, "wanted": wanted, "before": first.get(gate), "found": found, "held": held, "n": n})
     return rows
 
-def met_before(row: Mapping[str, Any]) -> bool: # whether a gate was met before its phase began
+def met_before(row: Mapping[str, Any]) -> bool:
+    "Whether a gate was met before its phase began."
     return row["before"] is not None and row["before"] >= row["wanted"]
 
 def gate_said(row: Mapping[str, Any]) -> str:
-    "A gate in a line, such as `exact 0.9133, at least 0.95 wanted (n = 600)`; one that was met before the phase began says so."
+    "A gate in a line, such as `exact 0.9133, at least 0.95 wanted (n = 600)`, and whether it was met before the phase began."
     side, unit, since = ("at most", " points", ", counted since the end of the set's own phase") if row["gate"] == "forgetting" else ("at least", "", "")
     found = "not measured" if row["found"] is None else f"{row['found']:.4g}"
     before = f", met before the phase began with {row['before']:.4g}" if met_before(row) else ""
@@ -141,18 +143,24 @@ def chain_claims(chain: Chain, minutes: float | None) -> list[Claim]:
     "What the chain promises."
     copies, number = next((phase.name for phase in chain.phases if phase.copies), None), len(chain.reference)
     limit, pair = f"<= {minutes:g} min" if minutes else "no limit given", "before to after"
-    return [claim("reference_prompts", "Answers the reference prompts", "exact greedy answers of the last model to prompts that are in no training file",
-                  f"{number} of {number}", "learning", pair, unit="prompts"),
-            claim("gibberish_exact_match", "Copies what it has never seen", f"exact match of the last model on the evaluation of {copies or 'a copying phase'}",
-                  f">= {COPIES:.0%}, interval from {COPIES_LOW:.0%} up", "learning", pair, unit="share"),
-            claim("forgetting_points", "Forgets nothing on the way", "points of exact match lost since the end of its own phase by the earlier "
-                  "phase's set that lost most", f"<= {FORGOTTEN:g} point", "forgetting", pair, FORGOTTEN, "points"),
-            claim("no_red_line", "No phase goes wrong", "phases that crossed a red line", "= 0", "property", unit="phases"),
-            claim("gates", "Every phase reaches what it has to", "gates that were missed", "= 0", "property", unit="gates"),
-            claim("training_time", "Trains in the time given", "all phases with their evaluations", limit, "property", unit="min")]
+    asked = "the last model's exact greedy answers to prompts that are in no training file"
+    copied = f"exact match of the last model on the evaluation of {copies or 'a copying phase'}"
+    lost = "points of exact match lost since the end of its own phase by the earlier phase's set that lost most"
+    def counted(id: str, statement: str, metric: str, criterion: str, unit: str) -> Claim:
+        return claim(id, statement, metric, criterion, "property", unit=unit)
+    return [
+        claim("reference_prompts", "Answers the reference prompts", asked, f"{number} of {number}", "learning", pair, unit="prompts"),
+        claim("gibberish_exact_match", "Copies what it has never seen", copied, f">= {COPIES:.0%}, interval from {COPIES_LOW:.0%} up",
+              "learning", pair, unit="share"),
+        claim("forgetting_points", "Forgets nothing on the way", lost, f"<= {FORGOTTEN:g} point", "forgetting", pair, FORGOTTEN, "points"),
+        counted("no_red_line", "No phase goes wrong", "phases that crossed a red line", "= 0", "phases"),
+        counted("gates", "Every phase reaches what it has to", "gates that were missed", "= 0", "gates"),
+        counted("training_time", "Trains in the time given", "all phases with their evaluations", limit, "min"),
+    ]
 
 # %% ../nbs/12_chain_judge.ipynb #b16474b6
-def copying_phase(chain: Chain, last: Learned) -> str: # whose evaluation the claim on copying is about; empty where the last model does not come from it
+def copying_phase(chain: Chain, last: Learned) -> str:
+    "Whose evaluation the claim on copying is about; empty where the last model does not come from it."
     copies = next((phase.name for phase in chain.phases if phase.copies), "")
     return copies if copies in last.scores else ""
 
@@ -167,30 +175,39 @@ def settle_copying(
     reached = result.value >= COPIES
     doubts = [f"{seen} of its prompts are in training data"] if seen else []
     if reached and n < COPIES_ITEMS: doubts.append(f"{n} items, where {COPIES_ITEMS} are needed")
-    result = replace(result, baseline=sum(before) / len(before) if before else None)
-    settle(claims, "gibberish_exact_match", result, limit=1 - (COPIES_LOW if reached else COPIES), doubt="; ".join(doubts),
-           before=reached and result.baseline is not None and result.baseline >= COPIES, note="" if n else "none of its prompts has an answer")
+    was, limit = sum(before) / len(before) if before else None, 1 - (COPIES_LOW if reached else COPIES)
+    held, note = reached and was is not None and was >= COPIES, "" if n else "none of its prompts has an answer"
+    settle(claims, "gibberish_exact_match", replace(result, baseline=was), limit=limit, before=held, doubt="; ".join(doubts), note=note)
 
 # %% ../nbs/12_chain_judge.ipynb #6239f74d
-def settle_course(chain: Chain, claims: Sequence[Claim], done: Sequence[Learned], minutes: float | None) -> None:
-    "The results of the claims on red lines, gates and time."
-    parts, ended = [done[:n + 1] for n in range(len(done))], len(done) == len(chain.phases) and not stop_reason(done)
-    gates, crossed = [row for part in parts for row in gate_rows(part)], [line for one in done if (line := red_line(one.folder).split(":")[0])]
-    missed, left = sum(not row["held"] for row in gates), [phase.name for phase in chain.phases[len(done):]]
-    note, idle = f"not reached: {', '.join(left)}" if left else "", [said for learned in done if (said := unwatched(learned))] if ended else []
-    lines = Result(len(crossed), n=len(done) - len(idle)) if crossed or ended else None
-    doubt = ", ".join(idle) if idle and not crossed and len(idle) < len(done) else ""
-    settle(claims, "no_red_line", lines, met=not crossed, doubt=doubt, note=", ".join(filter(None, (*crossed, note, "" if doubt else ", ".join(idle)))))
-    reached = [row for row in gates if row["gate"] != "forgetting"]
-    first = [f"{row['phase']}: {row['gate']} was met before the phase began" for row in reached if met_before(row)]
-    told = "; ".join(filter(None, (*first, note))) if gates else "it has no gates"
-    settle(claims, "gates", Result(missed, n=len(gates)) if missed or ended else None, met=not missed,
-           before=bool(reached) and len(first) == len(reached) and not missed, note=told)
-    taken, over = sum(minutes_of(learned.folder) for learned in done), sum(bool(learned.manifest.get("reused_from")) for learned in done)
-    there = f"{over} phase{'s' * (over > 1)} taken over, with {'their' if over > 1 else 'its'} minutes there" if over else ""
-    settle(claims, "training_time", Result(taken) if minutes else None, met=taken <= minutes if minutes and ended else None,
-           note="; ".join(filter(None, (there, note, "" if minutes else "no limit was given"))))
+def listed(*parts: str) -> str: return "; ".join(filter(None, parts)) # those that say something
 
+def settle_lines(claims: Sequence[Claim], done: Sequence[Learned], left: str) -> None:
+    "The result of the claim on red lines; `left` says what was not reached, empty at the end of the chain."
+    crossed = [line for learned in done if (line := red_line(learned.folder).split(":")[0])]
+    idle = [said for learned in done if (said := unwatched(learned))]
+    watched = len(done) - len(idle)
+    lines = None if left and not crossed else Result(len(crossed), n=watched)
+    doubt = ", ".join(idle) if idle and watched and not crossed else ""
+    settle(claims, "no_red_line", lines, met=not crossed, doubt=doubt, note=listed(*crossed, left, "" if doubt or left else ", ".join(idle)))
+
+def settle_gates(claims: Sequence[Claim], done: Sequence[Learned], left: str) -> None:
+    "The result of the claim on gates: where all were met before their phases began, it held before training."
+    gates = [row for n in range(len(done)) for row in gate_rows(done[:n + 1])]
+    missed, reached = sum(not row["held"] for row in gates), [row for row in gates if row["gate"] != "forgetting"]
+    first = [f"{row['phase']}: {row['gate']} was met before the phase began" for row in reached if met_before(row)]
+    held = bool(reached) and len(first) == len(reached) and not missed
+    counted = None if left and not missed else Result(missed, n=len(gates))
+    settle(claims, "gates", counted, met=not missed, before=held, note=listed(*first, left) if gates else "it has no gates")
+
+def settle_time(claims: Sequence[Claim], done: Sequence[Learned], left: str, minutes: float | None) -> None:
+    "The result of the claim on time."
+    taken, over = sum(minutes_of(learned.folder) for learned in done), sum(bool(learned.manifest.get("reused_from")) for learned in done)
+    there = {0: "", 1: "1 phase taken over, with its minutes there"}.get(over, f"{over} phases taken over, with their minutes there")
+    result, limit = Result(taken) if minutes else None, "" if minutes else "no limit was given"
+    settle(claims, "training_time", result, met=taken <= minutes if minutes and not left else None, note=listed(there, left, limit))
+
+# %% ../nbs/12_chain_judge.ipynb #b04c55b6
 def judged_chain(
     chain: Chain,
     claims: list[Claim], # as promised; changed in place
@@ -201,16 +218,21 @@ def judged_chain(
     copied: Sequence[bool], # whether the base copied each prompt of the claim on copying
 ) -> list[Claim]:
     "The claims with their results."
-    settle_course(chain, claims, done, minutes)
-    if len(done) < len(chain.phases) or stop_reason(done):
-        for name in ("reference_prompts", "gibberish_exact_match", "forgetting_points"): settle(claims, name, None, note="the chain did not reach its end")
+    missing, stopped = [phase.name for phase in chain.phases[len(done):]], stop_reason(done)
+    left = f"not reached: {', '.join(missing)}" if missing else "the last phase did not end well" if stopped else ""
+    settle_lines(claims, done, left)
+    settle_gates(claims, done, left)
+    settle_time(claims, done, left, minutes)
+    if left:
+        for name in ("reference_prompts", "gibberish_exact_match", "forgetting_points"):
+            settle(claims, name, None, note="the chain did not reach its end")
         return claims
     last, copies = done[-1], copying_phase(chain, done[-1])
-    base, exact = (sum(sample["answers"][name] == sample["expected"] for sample in samples) for name in ("base", last.phase.name))
-    every = exact == len(samples)
-    settle(claims, "reference_prompts", Result(exact, n=len(samples), baseline=base), met=every, before=every and base == exact)
+    asked = {name: sum(sample["answers"][name] == sample["expected"] for sample in samples) for name in ("base", last.phase.name)}
+    exact, every = Result(asked[last.phase.name], n=len(samples), baseline=asked["base"]), asked[last.phase.name] == len(samples)
+    settle(claims, "reference_prompts", exact, met=every, before=every and asked["base"] == len(samples))
     if copies: settle_copying(claims, copied, known(last, copies), seen[copies])
-    else: settle(claims, "gibberish_exact_match", None, note="the last model comes from no phase that copies unseen words alone")
+    else: settle(claims, "gibberish_exact_match", None, note="the last model comes from no phase that copies unseen words only")
     lost, told = most_lost(losses(done))
     settle(claims, "forgetting_points", lost, note=told or "no earlier phase was there to be forgotten")
     return claims

@@ -39,12 +39,15 @@ def prepare(run: Run, config: ChatdataConfig, settings: Settings) -> Path:
     mixing, none = config.generator == "mix", "= 0"
     def promised(id: str, statement: str, metric: str, criterion: str = none, unit: str = "conversations") -> Claim:
         return claim(id, statement, metric, criterion, "property", unit=unit)
-    claims = [promised("deterministic", "The seed decides every byte", "files that came out differently when made again", unit="files"),
+    again, asking = "files that came out differently when made again", "conversations that ask one, whatever the capitals"
+    claims = [promised("deterministic", "The seed decides every byte", again, unit="files"),
               promised("distinct", "No conversation appears twice", "conversations that are copies of others"),
-              promised("no_evaluation", "No evaluation prompt is among the conversations", "conversations that ask one, whatever the capitals")]
+              promised("no_evaluation", "No evaluation prompt is among the conversations", asking)]
     if mixing:
-        claims += [promised("replay_share", "The share of replay is what was asked for", "difference from that share, in points", "<= 0.5", "points"),
-                   promised("held_out", "No validation conversation is trained on", "conversations that are on some source's validation side")]
+        off = "difference from that share, in points"
+        held = "conversations that are on some source's validation side"
+        claims += [promised("replay_share", "The share of replay is what was asked for", off, "<= 0.5", "points"),
+                   promised("held_out", "No validation conversation is trained on", held)]
     else: claims.append(promised("reserved", "Words kept for the final examination are not taught", "conversations with one of them"))
     promise(run, claims)
     return folder
@@ -134,7 +137,8 @@ def judge(run: Run, config: ChatdataConfig, folder: Path, settings: Settings) ->
         read = read_inputs(config, settings)
         prompts |= {prompt_keys(item)[-1] for items in read.items.values() for item in items}
         held = {asked(row.messages) for found in sides(read.rows, config.validation_fraction, config.seed)["validation"].values() for row in found}
-        counted("held_out", sum(asked(row.messages) in held for row in rows), len(rows) if held else 0, nothing="nothing was kept for validation")
+        inside = sum(asked(row.messages) in held for row in rows)
+        counted("held_out", inside, len(rows) if held else 0, nothing="nothing was kept for validation")
         replay = run.manifest["data"]["replay"]
         counted("replay_share", round(100 * abs(replay["achieved"] - replay["asked"]), 2), limit=100 * CLOSE)
     else: counted("reserved", sum(reserved(*(m["content"] for m in row.messages)) for row in rows))

@@ -276,8 +276,9 @@ def judge_chain(run: Run, config: CurriculumConfig, course: Course, done: list[L
     "Samples, claims, the last phase's model where the chain has reached it, and the run's end."
     samples, reason = reference_answers(run, course, done, config.tag_prefix), stop_reason(done)
     write_samples(run, samples)
-    copied = [] if reason else base_copies(run, course, done[-1], config.tag_prefix)
-    claims = judged_chain(course.chain, read_json(run.folder / "claims.json"), done, samples, config.target_minutes, seen(course.files), copied)
+    copied, known = [] if reason else base_copies(run, course, done[-1], config.tag_prefix), seen(course.files)
+    promised = read_json(run.folder / "claims.json")
+    claims = judged_chain(course.chain, promised, done, samples, config.target_minutes, known, copied)
     write_json(run.folder / "claims.json", claims)
     about = done[0].manifest["parent"] # of the base, as the first phase has found it
     run.update(parent=run.manifest["parent"] | {name: about[name] for name in ("parameters", "family", "context")})

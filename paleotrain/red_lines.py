@@ -48,7 +48,8 @@ def lines_beyond(
     if None not in loss and not loss[0] <= (most := limits.loss_stuck * loss[1]) and exact is not None and exact < DONE:
         line("loss_stuck", loss[0], most, f"The training loss is {loss[0]:.3f} nats, {loss[0] / loss[1]:.0%} of the {loss[1]:.3f} it began with,")
     if valid is not None and valid < limits.malformed_tags:
-        line("malformed_tags", valid, limits.malformed_tags, f"Only {valid:.0%} of the answers say something and end with their tag, no other inside,")
+        formed = f"Only {valid:.0%} of the answers say something and end with their tag, no other inside,"
+        line("malformed_tags", valid, limits.malformed_tags, formed)
     if distinct is not None and distinct < limits.mode_collapse:
         line("mode_collapse", distinct, limits.mode_collapse, f"There are {distinct:.0%} as many different answers as different ones are expected")
     if exact is not None and exact < limits.garbage:
@@ -70,20 +71,21 @@ def crossed(history: Sequence[Mapping[str, Any]], limits: RedLines) -> Crossing 
 
 # %% ../nbs/11_red_lines.ipynb #341356c6
 def early(
-    history: Sequence[Mapping[str, Any]], # eval events in order of steps; the one of step 0 says what there was before training
+    history: Sequence[Mapping[str, Any]], # eval events in order of steps; step 0 is the model before training
     limits: RedLines,
 ) -> dict[str, str]:
     "What the last evaluation shows too early for a red line, as sentences: mode collapse, and a model that is mute."
     if not history or not 0 < history[-1]["step"] < limits.after_steps: return {}
     now, first = history[-1], history[0] if history[0]["step"] == 0 else {}
-    def before(name: str) -> str: return f"{first[name]:.0%} before training" if first.get(name) is not None else "not known before training"
-    distinct, mute, found = now.get("distinct"), now.get("mute"), dict[str, str]()
+    distinct, mute = now.get("distinct"), now.get("mute")
+    said = {"mode_collapse": "as many different answers as different ones are expected", "mute": "of the answers say nothing"}
+    found: dict[str, float] = {}
+    if distinct is not None and distinct < limits.mode_collapse: found["mode_collapse"] = distinct
+    if mute is not None and 1 - mute < limits.malformed_tags: found["mute"] = mute
+    began = {"mode_collapse": first.get("distinct"), "mute": first.get("mute")}
+    before = {name: "" if was is None else f" ({was:.0%} before training)" for name, was in began.items()}
     after = f"at step {now['step']:,}; from step {limits.after_steps:,} on this is a red line"
-    if distinct is not None and distinct < limits.mode_collapse:
-        found["mode_collapse"] = f"{distinct:.0%} as many different answers as different ones are expected ({before('distinct')}) {after}"
-    if mute is not None and 1 - mute < limits.malformed_tags:
-        found["mute"] = f"{mute:.0%} of the answers say nothing ({before('mute')}) {after}"
-    return found
+    return {name: f"{value:.0%} {said[name]}{before[name]} {after}" for name, value in found.items()}
 
 # %% ../nbs/11_red_lines.ipynb #6554237e
 GAP, RIGHT, SLOW = 1.5, 0.8, 0.1 # held-out over training loss; exact answers that are most of them; fall between two evaluations that is slow

@@ -23,7 +23,7 @@ from .answers import Answer, answer, prompts_by_length, score_answers
 from .batches import plain_ids, tokenizer_hash
 from .causal import config_and_tokenizer, context_length, load_causal, use_causal_loss
 from .chat import closing_token, end_tokens, fit, freeze_date, weigh_tags
-from .claims import FEW_UNITS, Claim, claim, promise
+from .claims import FEW_UNITS, About, Claim, claim, promise
 from .configurations import RedLines, SftConfig
 from .conversations import Conversation, read_conversations, write_conversations
 from .core import Settings, UserError, atomic_write, set_seed, shown_path, stable_fraction
@@ -127,33 +127,42 @@ BETTER, WORSE = -0.10, 0.03 # nats per learned token have to fall by a tenth; ge
 
 def sft_claims(config: SftConfig) -> list[Claim]:
     "What a phase promises before its first step."
-    target, pair = config.target_exact, "before to after"
+    def compared(id: str, statement: str, metric: str, criterion: str, about: About, limit: float | None, unit: str) -> Claim:
+        return claim(id, statement, metric, criterion, about, "before to after", limit, unit)
+    def share(id: str, statement: str, metric: str, least: float) -> Claim:
+        return compared(id, statement, metric, f">= {least:.0%}", "learning", 1 - least, "share")
+    target, letter = config.target_exact, "the phase's own prompts answered to the letter, greedily"
+    asked, most = (f">= {target:.1%}", 1 - target) if target else ("no target given", None)
     return [
-        claim("exact_match", "Answers exactly", "the phase's own prompts answered to the letter, greedily",
-              f">= {target:.1%}" if target else "no target given", "learning", pair, 1 - target if target else None, "share"),
-        claim("held_out_loss", "Has learned to answer its own questions", "nats per learned token of conversations that were held out",
-              f"<= {BETTER:.0%}", "learning", pair, BETTER, "nats per token"),
-        claim("tag_validity", "Keeps to the format", "answers that say something and end with their closing tag, no other tag inside, all sets",
-              f">= {VALID:.0%}", "learning", pair, 1 - VALID, "share"),
-        claim("stop_rate", "Knows when to stop", "answers that say something and end by themselves, all sets",
-              f">= {STOPPED:.0%}", "learning", pair, 1 - STOPPED, "share"),
-        claim("forgetting_points", "Forgets nothing of earlier phases", "points of exact match lost on the earlier set that lost most",
-              f"<= {FORGOTTEN:g} points", "forgetting", pair, FORGOTTEN, "points"),
-        claim("general_text", "Has not forgotten general text", "perplexity per token of general text", f"<= +{WORSE:.0%}", "forgetting", pair, WORSE),
+        compared("exact_match", "Answers exactly", letter, asked, "learning", most, "share"),
+        compared("held_out_loss", "Has learned to answer its own questions", "nats per learned token of held-out conversations",
+                 f"<= {BETTER:.0%}", "learning", BETTER, "nats per token"),
+        share("tag_validity", "Keeps to the format", "answers that say something and end with their tag, no other inside, all sets", VALID),
+        share("stop_rate", "Knows when to stop", "answers that say something and end by themselves, all sets", STOPPED),
+        compared("forgetting_points", "Forgets nothing of earlier phases", "points of exact match lost on the earlier set that lost most",
+                 f"<= {FORGOTTEN:g} points", "forgetting", FORGOTTEN, "points"),
+        compared("general_text", "Has not forgotten general text", "perplexity per token of general text", f"<= +{WORSE:.0%}",
+                 "forgetting", WORSE, "perplexity"),
         claim("no_red_line", "Crosses no red line", "red lines crossed in training", "= 0", "property", unit="red lines"),
     ]
 
 # %% ../nbs/11_sft.ipynb #8ced09aa
 def too_few(config: SftConfig, data: SftData) -> list[str]:
     "What there is too little of to decide a claim, told before training."
-    general = len(data.general) if general_units(data.general) == "documents" else sum(max(1, len(text) // 2000) for _, text in data.general)
     counts = {f"prompts of {name}": len(items) for name, items in data.sets.items()}
-    counts |= {"held-out conversations": len(data.prepared.validation)} | ({f"{general_units(data.general)} of general text": general} if general else {})
-    said = [f"{count:,} {what} are too few to decide a claim ({FEW_UNITS} are needed)" for what, count in counts.items() if count < FEW_UNITS]
-    every, needed = sum(map(len, data.sets.values())), math.ceil(ERRORS**2 * VALID / (1 - VALID))
-    if every < needed: said.append(f"{every:,} prompts cannot show a share of {VALID:.0%}, were all answers right; {needed:,} can")
-    long = [item for items in data.sets.values() for item in items if item.answer and len(plain_ids(data.tokenizer, item.answer)) >= config.answer_tokens]
-    if long: said.append(f"{len(long):,} expected answers have more tokens than answer_tokens ({config.answer_tokens}) leaves room for: they cannot be given")
+    counts["held-out conversations"] = len(data.prepared.validation)
+    if data.general:
+        units, stretches = general_units(data.general), sum(max(1, len(text) // 2000) for _, text in data.general)
+        counts[f"{units} of general text"] = len(data.general) if units == "documents" else stretches
+    few = {what: count for what, count in counts.items() if count < FEW_UNITS}
+    said = [f"{count:,} {what} are too few to decide a claim ({FEW_UNITS} are needed)" for what, count in few.items()]
+    every = [item for items in data.sets.values() for item in items]
+    needed = math.ceil(ERRORS**2 * VALID / (1 - VALID)) # right answers of as many
+    if len(every) < needed:
+        said.append(f"{len(every):,} prompts cannot show a share of {VALID:.0%}, were all answers right; {needed:,} can")
+    sizes = [len(plain_ids(data.tokenizer, item.answer)) for item in every if item.answer]
+    if long := sum(size >= config.answer_tokens for size in sizes): # the closing tag is one more
+        said.append(f"{long:,} of the expected answers cannot be given: they need more than answer_tokens {config.answer_tokens}")
     return said
 
 def plan_sft(
@@ -204,7 +213,8 @@ def drawn(items: Sequence[Any], most: int, seed: int) -> list[Any]:
     ranked = sorted(range(len(items)), key=lambda n: stable_fraction(json.dumps([items[n].id, *items[n].messages], ensure_ascii=False), seed))
     return [items[n] for n in sorted(ranked[:most])]
 
-def to_the_letter(config: SftConfig) -> bool: # whether exact answers are aimed at; those of conversations may be long and free
+def to_the_letter(config: SftConfig) -> bool:
+    "Whether exact answers are aimed at; those of conversations may be long and free."
     return bool(config.evaluation) or config.target_exact is not None
 
 def decides(nats: float, scores: dict[str, Any], letter: bool = True) -> float:
@@ -216,8 +226,10 @@ def decides(nats: float, scores: dict[str, Any], letter: bool = True) -> float:
 
 def general_scores(config: SftConfig, data: SftData, model: Any) -> Scores:
     "What each unit of the general text costs the model as it is now."
-    scored = score_texts(model, data.tokenizer, data.general, context=config.max_seq_length, stride=config.max_seq_length, batch_tokens=batch_tokens(config))
-    return unit_scores(scored if general_units(data.general) == "documents" else [part for one in scored for part in in_stretches(one)])
+    width = config.max_seq_length
+    scored = score_texts(model, data.tokenizer, data.general, context=width, stride=width, batch_tokens=batch_tokens(config))
+    if general_units(data.general) != "documents": scored = [part for one in scored for part in in_stretches(one)]
+    return unit_scores(scored)
 
 def general_nats(config: SftConfig, data: SftData, model: Any) -> float | None:
     "Nats per token of the general text."
@@ -237,14 +249,14 @@ def unigram_nats(data: SftData) -> float | None:
 SAMPLED = 512 # training examples on which the base is measured: what the training loss begins with
 
 def text_costs(config: SftConfig, data: SftData, model: Any) -> list[dict[str, Any]]:
-    "Rows of tables/costs_before.csv and costs_after.csv: nats of each held-out conversation's learned tokens, and of each unit of general text."
-    held = data.prepared.validation
-    nats = example_nats(model, held, batch_tokens(config)).tolist()
-    rows = [{"text": "held out", "unit": one.id, "tokens": one.learned, "nats": cost} for one, cost in zip(held, nats, strict=True)]
-    if not data.general: return rows
-    general = general_scores(config, data, model)
-    columns = zip(general.units, general.pieces.tolist(), general.nats.tolist(), strict=True)
-    return rows + [{"text": "general", "unit": unit, "tokens": tokens, "nats": cost} for unit, tokens, cost in columns]
+    "Nats of each held-out conversation's learned tokens, and of each unit of general text: tables/costs_before.csv and costs_after.csv."
+    held, texts = data.prepared.validation, {}
+    texts["held out"] = [one.id for one in held], [one.learned for one in held], example_nats(model, held, batch_tokens(config))
+    if data.general:
+        general = general_scores(config, data, model)
+        texts["general"] = general.units, general.pieces.tolist(), general.nats
+    return [{"text": name, "unit": unit, "tokens": tokens, "nats": cost} for name, (units, sizes, nats) in texts.items()
+            for unit, tokens, cost in zip(units, sizes, nats.tolist(), strict=True)]
 
 def cost_per_token(rows: Sequence[Mapping[str, Any]], text: str) -> float | None:
     "Nats per token of one of the two texts; None where there is none."
@@ -265,8 +277,8 @@ def before_training(
         found = {name: answer(loaded.model, loaded.tokenizer, items, config.answer_tokens, batch_tokens(config)) for name, items in asked.items()}
         rows, own = text_costs(config, data, loaded.model), found[next(iter(data.sets))]
         write_table(run, "costs_before", rows)
-        run.update(before={"nats": cost_per_token(rows, "held out"), "train": nats_per_token(loaded.model, some, batch_tokens(config)),
-                           "general": cost_per_token(rows, "general"), "unigram": unigram_nats(data), "exact": score_answers(own)["exact"]})
+        run.update(before={"nats": cost_per_token(rows, "held out"), "general": cost_per_token(rows, "general"), "unigram": unigram_nats(data),
+                           "train": nats_per_token(loaded.model, some, batch_tokens(config)), "exact": score_answers(own)["exact"]})
         atomic_write(file, "".join(json.dumps({"set": name, **asdict(one)}, ensure_ascii=False) + "\n" for name, answers in found.items() for one in answers))
     before: dict[str, list[Answer]] = {}
     for line in file.read_text(encoding="utf-8").split("\n"):
@@ -277,8 +289,9 @@ def red_line(run: Run, config: SftConfig) -> str:
     "Why the training ends after the evaluation written last: a red line, which becomes an event once; empty where none is crossed."
     events = read_events(run.folder)
     told, history = [e for e in events if e["kind"] == "red_line"], [e for e in events if e["kind"] == "eval"]
-    if not to_the_letter(config): history = [e | {"exact": None} for e in history] # no free answer is garbage because it is another
-    limits, warned = RedLines(**{name: getattr(config, name) for name in RedLines.model_fields}), {e.get("name") for e in events}
+    if not to_the_letter(config): history = [e | {"exact": None} for e in history] # no free answer is garbage for being another
+    limits = RedLines(**{name: getattr(config, name) for name in RedLines.model_fields})
+    warned = {e.get("name") for e in events if e["kind"] == "warning"}
     for name, said in early(history, limits).items():
         if name not in warned: run.log("warning", history[-1]["step"], name=name, message=said)
     found = None if told or not history else crossed(history, limits)
@@ -298,7 +311,8 @@ def evaluated(run: Run, config: SftConfig, data: SftData, loaded: LoadedModel) -
     answers = ask(own, config.eval_items)
     scores, losses = score_answers(answers), [e["loss"] for e in read_events(run.folder) if e["kind"] == "train"]
     return {"nats": nats, "decides": decides(nats, scores, to_the_letter(config)), **scores,
-            "train_loss": losses[-1] if losses else None, "first_loss": before["train"], "replayed": data.prepared.facts["replay"]["achieved"],
+            "train_loss": losses[-1] if losses else None, "first_loss": before["train"],
+            "replayed": data.prepared.facts["replay"]["achieved"],
             "base_nats": general_nats(config, data, loaded.model), "base_nats_before": before["general"], "unigram_nats": before["unigram"],
             "earlier": {name: score_answers(ask(items, max(1, config.eval_items // 4)))["exact"] for name, items in earlier},
             "samples": [{"prompt": one.prompt, "expected": one.expected, "text": one.text, "exact": one.exact, "ended": one.ended, "lesson": one.kind}

@@ -22,7 +22,7 @@ from .evaluation import batch_tokens, export_model, write_samples
 from .intervals import Scores, compare, compare_rates, points, share
 from .ladder import table
 from .models import pick_device
-from .red_lines import ADVICE
+
 from .runs import Run, best_checkpoint, finish, read_events, write_table
 from .sft import FORGOTTEN, SftData, before_training, text_costs
 from .sets import general_units
@@ -36,7 +36,7 @@ def settle_share(
     after: Sequence[bool], # whether each of the same prompts is answered rightly now
     note: str = "",
 ) -> None:
-    "The result of a claim on a share of answers; its threshold is the share that may be wrong, and None where there is no target."
+    "The result of a claim on a share of answers; its threshold is the share that may be wrong, None without a target."
     most = next(c for c in claims if c["id"] == id)["threshold"]
     result, was = share(sum(after), len(after)), sum(before) / len(before) if before else None
     result = replace(result, baseline=was, sure=None if most is None else result.sure)
@@ -57,23 +57,22 @@ def points_lost(
 def most_lost(
     found: Mapping[str, Result], # points lost, by set
 ) -> tuple[Result | None, str]:
-    "For the claim on all of them: the figures of the set that lost most, with what is sure of all, and every set's loss in words."
+    "The figures of the set that lost most, with what is sure of all sets; and each one's loss in words."
     if not found: return None, ""
     worst = max(found, key=lambda name: found[name].value)
-    failed = [lost for lost in found.values() if lost.units is not None and lost.units >= FEW_UNITS and lost.sure and lost.sure[0] > FORGOTTEN]
-    decide = failed or list(found.values()) # one set that fails is enough, however few prompts the others have
-    lows, highs = zip(*(lost.sure for lost in decide if lost.sure), strict=True)
+    bounds = [(lost.units or 0, *lost.sure) for lost in found.values() if lost.sure]
+    failed = [bound for bound in bounds if bound[0] >= FEW_UNITS and bound[1] > FORGOTTEN]
+    units, lows, highs = zip(*(failed or bounds), strict=True) # one set that fails is enough, however few prompts others have
     first = f"{worst} lost most" if found[worst].value > 0 else "none lost any"
     told = "; ".join(f"{name} {lost.value:+.1f} of {lost.n} prompts" for name, lost in found.items())
-    few = min(lost.units or 0 for lost in decide)
-    return replace(found[worst], sure=(max(lows), max(highs)), units=few), f"{first}; points lost: {told}"
+    return replace(found[worst], sure=(max(lows), max(highs)), units=min(units)), f"{first}; points lost: {told}"
 
 # %% ../nbs/11_sft_judge.ipynb #aa124666
 def costs(run: Run, when: str, text: str) -> Scores:
     "What was measured before or after the training of the held-out conversations or of the general text."
     rows = [row for row in table(run.folder, f"costs_{when}") if row["text"] == text]
-    tokens = np.array([int(row["tokens"]) for row in rows], dtype=np.int64)
-    return Scores(np.array([float(row["nats"]) for row in rows]), tokens, tokens, [row["unit"] for row in rows], [""] * len(rows))
+    nats, tokens = np.array([float(row["nats"]) for row in rows]), np.array([int(row["tokens"]) for row in rows])
+    return Scores(nats, tokens, tokens, [row["unit"] for row in rows], [""] * len(rows))
 
 def settle_texts(run: Run, config: SftConfig, data: SftData, claims: Sequence[Claim]) -> None:
     "The results of the claims on held-out conversations and on general text."
@@ -83,7 +82,8 @@ def settle_texts(run: Run, config: SftConfig, data: SftData, claims: Sequence[Cl
     general = compare(costs(run, "before", "general"), costs(run, "after", "general"), per="tokens")
     settle(claims, "general_text", general.result(general_units(data.general)))
 
-def watched(events: Sequence[Mapping[str, Any]], after_steps: int) -> int: # evaluations that came late enough for red lines to be looked at
+def watched(events: Sequence[Mapping[str, Any]], after_steps: int) -> int:
+    "How many evaluations came late enough for red lines to be looked at."
     return sum(event["kind"] == "eval" and event["step"] >= after_steps for event in events)
 
 def settle_lines(run: Run, config: SftConfig, claims: Sequence[Claim]) -> None:
@@ -92,7 +92,7 @@ def settle_lines(run: Run, config: SftConfig, claims: Sequence[Claim]) -> None:
     crossed, looked = [event for event in events if event["kind"] == "red_line"], watched(events, config.after_steps)
     said = [f"{e['name']} at step {e['step']:,}: {e['said']}" for e in crossed]
     if not looked: said.append(f"no evaluation from step {config.after_steps:,} on, before which none is looked at")
-    said += [event["message"] for event in events if event["kind"] == "warning" and event.get("name") in ADVICE | {"mute": ""}]
+    said += [event["message"] for event in events if event["kind"] == "warning" and event.get("name")] # looked at before that
     settle(claims, "no_red_line", Result(len(crossed), n=looked), met=not crossed, note="; ".join(said))
 
 def judged_claims(
@@ -110,8 +110,9 @@ def judged_claims(
     settle_share(claims, "tag_validity", [one.valid for one in old], [one.valid for one in new])
     settle_share(claims, "stop_rate", [one.ended == "tag" for one in old], [one.ended == "tag" for one in new])
     def right(answers: Sequence[Answer]) -> dict[str, bool | None]: return {one.id: one.exact for one in answers}
-    lost, told = most_lost({name: one for name in earlier if (one := points_lost(right(before[name]), right(after[name])))})
-    settle(claims, "forgetting_points", lost, note=told or "there is no earlier phase's evaluation with expected answers")
+    lost = {name: points_lost(right(before[name]), right(after[name])) for name in earlier}
+    worst, told = most_lost({name: found for name, found in lost.items() if found})
+    settle(claims, "forgetting_points", worst, note=told or "there is no earlier phase's evaluation with expected answers")
     settle_texts(run, config, data, claims)
     settle_lines(run, config, claims)
     return claims

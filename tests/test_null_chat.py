@@ -1,4 +1,7 @@
-"""Chat phases and their chain where nothing can be learned, where something is, and where all was known: a learning rate of 1e-9 passes no claim about learning and fails none about forgetting."""
+"""Chat phases and their chain where nothing can be learned, where something is, and where all was known before.
+
+A learning rate of 1e-9 passes no claim about learning and fails none about forgetting.
+"""
 import json
 import os
 from pathlib import Path
@@ -9,11 +12,13 @@ from test_sft import WORDS, lesson, prompts, saved_base
 
 NOTHING = {"learning_rate": 1e-9, "max_steps": 2}
 SOMETHING = {"learning_rate": 1e-2, "max_steps": 40}
-TRAIN = {"max_seq_length": 32, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 64, "eval_steps": 20, "save_steps": 20, "logging_steps": 5,
-         "early_stopping_patience": None, "precision": "fp32", "device": "cpu", "answer_tokens": 4, "eval_items": 40, "after_steps": 1000, "target_exact": .9,
-         "general_words": 500}
+TRAIN = {"max_seq_length": 32, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 64, "eval_steps": 20, "save_steps": 20,
+         "logging_steps": 5, "early_stopping_patience": None, "precision": "fp32", "device": "cpu", "answer_tokens": 4, "eval_items": 40,
+         "after_steps": 1000, "target_exact": .9, "general_words": 500}
 MANY = 700 # prompts: 657 right answers of 657 show a share of 99 %
-LEARNED = {"alpha": ["exact_match", "held_out_loss", "tag_validity", "stop_rate"], "beta": ["exact_match", "held_out_loss"]} # alpha has taught beta's tags
+ALL = ["exact_match", "held_out_loss", "tag_validity", "stop_rate"]
+CHAIN = ("reference_prompts", "gibberish_exact_match", "gates")
+LEARNED = {"alpha": ALL, "beta": ALL[:2]} # alpha has taught beta's tags
 
 
 def answered(file: Path, answer: str) -> Path:
@@ -49,17 +54,20 @@ def chain(place: Path, base: Path, train: dict, gates: dict) -> tuple[Path, dict
     from paleotrain.curriculum import CurriculumConfig, prepare_chain, run_chain
     from paleotrain.starting import open_run
     def phase(name: str, **more) -> dict:
-        return {"name": name, "data": {"files": [str(place / f"{name}.jsonl")], "evaluation": [str(place / f"{name}.json")]}, "gates": gates} | more
+        data = {"files": [str(place / f"{name}.jsonl")], "evaluation": [str(place / f"{name}.json")]}
+        return {"name": name, "data": data, "gates": gates} | more
     phases = [phase("alpha"), phase("beta", claim="gibberish", replay={"from": ["alpha"], "share": .4})]
     told = {"name": "two lessons", "reference": [{"prompt": "Repeat the river", "answer": "red"}], "phases": phases,
             "train": TRAIN | train | {"general": [str(place / "general.jsonl")]}}
     file = place / f"{base.name}-{train['max_steps']}.yaml"
     file.write_text(yaml.safe_dump(told))
-    run, config = open_run("curriculum", CurriculumConfig, {"chain": str(file), "base_model": str(base)}, load_settings())
+    given = {"chain": str(file), "base_model": str(base)}
+    run, config = open_run("curriculum", CurriculumConfig, given, load_settings())
     course, _ = prepare_chain(run, config, load_settings())
     run_chain(run, config, course, load_settings())
     places = {"chain": run.folder, "alpha": run.folder / "phases/alpha", "beta": run.folder / "phases/beta"}
-    return run.folder, {name: {c["id"]: c for c in json.loads((part / "claims.json").read_text())} for name, part in places.items()}
+    claims = {name: json.loads((part / "claims.json").read_text()) for name, part in places.items()}
+    return run.folder, {name: {c["id"]: c for c in own} for name, own in claims.items()}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +84,8 @@ def known(place, taught): return chain(place, taught[0] / "model", NOTHING, {"ex
 
 def about(claims: dict[str, dict], what: str) -> dict[str, str]:
     """Verdicts of the claims about something, by part and id."""
-    return {f"{part}: {c['id']}": c["verdict"] for part, own in claims.items() for c in own.values() if c["about"] == what}
+    every = [(part, c) for part, own in claims.items() for c in own.values()]
+    return {f"{part}: {c['id']}": c["verdict"] for part, c in every if c["about"] == what}
 
 
 def test_nothing_learned_passes_no_claim(null):
@@ -91,19 +100,21 @@ def test_nothing_learned_passes_no_claim(null):
 def test_something_learned_passes_on_the_same_text(taught):
     _, claims = taught
     for part, names in LEARNED.items():
-        assert [claims[part][name]["verdict"] for name in names] == ["PASS"] * len(names), [claims[part][name] for name in names]
-        assert claims[part]["exact_match"]["baseline"] < .1 and claims[part]["exact_match"]["note"].startswith("700 answers")
+        assert {name: claims[part][name]["verdict"] for name in names} == dict.fromkeys(names, "PASS"), claims[part]
+        exact = claims[part]["exact_match"]
+        assert exact["baseline"] < .1 and exact["note"] == "700 answers; 40 of these prompts chose the checkpoint too"
         assert claims[part]["held_out_loss"]["change"] < -.5 and claims[part]["held_out_loss"]["units"] >= 20
-    assert [claims["chain"][name]["verdict"] for name in ("reference_prompts", "gibberish_exact_match", "gates")] == ["PASS"] * 3
+    assert {name: claims["chain"][name]["verdict"] for name in CHAIN} == dict.fromkeys(CHAIN, "PASS")
     assert claims["chain"]["gates"]["note"] == "beta: valid was met before the phase began"
 
 
 def test_what_was_known_was_not_learned(known):
     for part in ("alpha", "beta"):
         for name in ("exact_match", "tag_validity", "stop_rate"):
-            assert known[part][name]["verdict"] == "BEFORE TRAINING" and known[part][name]["note"].startswith("held before training"), known[part][name]
+            claim = known[part][name]
+            assert claim["verdict"] == "BEFORE TRAINING" and claim["note"].startswith("held before training"), claim
         assert known[part]["held_out_loss"]["verdict"] == "FAIL"
-    assert [known["chain"][name]["verdict"] for name in ("reference_prompts", "gibberish_exact_match", "gates")] == ["BEFORE TRAINING"] * 3
+    assert {name: known["chain"][name]["verdict"] for name in CHAIN} == dict.fromkeys(CHAIN, "BEFORE TRAINING")
     assert known["chain"]["gates"]["note"].count("met before the phase began") == 4
     assert "FAIL" not in about(known, "forgetting").values(), about(known, "forgetting")
     assert known["chain"]["forgetting_points"]["verdict"] == known["beta"]["forgetting_points"]["verdict"] == "PASS"
