@@ -155,7 +155,7 @@ def too_few(config: SftConfig, data: SftData) -> list[str]:
         units, stretches = general_units(data.general), sum(max(1, len(text) // 2000) for _, text in data.general)
         counts[f"{units} of general text"] = len(data.general) if units == "documents" else stretches
     few = {what: count for what, count in counts.items() if count < FEW_UNITS}
-    said = [f"{count:,} {what} are too few to decide a claim ({FEW_UNITS} are needed)" for what, count in few.items()]
+    said = [f"too few {what} to decide a claim: {count:,}, where {FEW_UNITS} are needed" for what, count in few.items()]
     every = [item for items in data.sets.values() for item in items]
     needed = math.ceil(ERRORS**2 * VALID / (1 - VALID)) # right answers of as many
     if len(every) < needed:
@@ -280,9 +280,9 @@ def before_training(
         run.update(before={"nats": cost_per_token(rows, "held out"), "general": cost_per_token(rows, "general"), "unigram": unigram_nats(data),
                            "train": nats_per_token(loaded.model, some, batch_tokens(config)), "exact": score_answers(own)["exact"]})
         atomic_write(file, "".join(json.dumps({"set": name, **asdict(one)}, ensure_ascii=False) + "\n" for name, answers in found.items() for one in answers))
-    before: dict[str, list[Answer]] = {}
+    before: dict[str, list[Answer]] = {name: [] for name in (*data.sets, "reference")} # a set may have no prompt that leaves room
     for line in file.read_text(encoding="utf-8").split("\n"):
-        if line: row = json.loads(line); before.setdefault(row.pop("set"), []).append(Answer(**row))
+        if line: row = json.loads(line); before[row.pop("set")].append(Answer(**row))
     return before
 
 def red_line(run: Run, config: SftConfig) -> str:

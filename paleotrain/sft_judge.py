@@ -43,6 +43,7 @@ def settle_share(
     held = most is not None and was is not None and was >= 1 - most
     lasts = result.sure is not None and most is not None and verdict(*result.sure, most) == "PASS"
     if held and not lasts: note = "; ".join(filter(None, ["it was reached before training", note]))
+    if not after: note = note or "no prompt was asked"
     settle(claims, id, result, before=held and lasts, note=note)
 
 # %% ../nbs/11_sft_judge.ipynb #91484f3b

@@ -173,6 +173,6 @@ def test_the_answers_before_a_training_are_only_ever_the_bases(runs, tmp_path, m
     sft.before_training(run, SftConfig(), data)
     assert said == ["the base"] * 2 and (folder / "before.jsonl").exists()
     assert "the base was asked once more" in json.loads(run.events.read_text().splitlines()[-1])["message"]
-    sft.before_training(run, SftConfig(), data)
+    assert sft.before_training(run, SftConfig(), data) == {"own": [], "reference": []} # no prompt left room, and there is nothing to say
     assert len(said) == 2 # written once
     run.lock.release()

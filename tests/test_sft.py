@@ -253,7 +253,7 @@ def test_long_free_answers_are_no_garbage(runs, given, tmp_path):
     parts = phase(free | lines | {"data": str(own), "max_seq_length": 64, "max_steps": 8, "learning_rate": 1e-2})
     warnings = [e["message"] for e in events(parts[0].folder) if e["kind"] == "warning"]
     (long,) = [message for message in warnings if "answer_tokens" in message]
-    assert long.endswith("expected answers have more tokens than answer_tokens (6) leaves room for: they cannot be given")
+    assert long.endswith(" of the expected answers cannot be given: they need more than answer_tokens 6")
     done, claims = trained(*parts)
     assert done.steps == 8 and claims["exact_match"]["value"] == 0 and claims["no_red_line"]["verdict"] == "PASS"
     assert claims["held_out_loss"]["verdict"] == "PASS"
