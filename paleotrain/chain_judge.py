@@ -23,7 +23,7 @@ from .intervals import share
 from .ladder import table
 from .runs import Run, minutes_between, read_events, write_table
 from .sft import FORGOTTEN
-from .sft_judge import most_lost, points_lost, watched
+from .sft_judge import NOTHING_KNOWN, most_lost, points_lost, watched
 
 # %% ../nbs/12_chain_judge.ipynb #997e9976
 COLUMNS = ("n", "exact", "exact_low", "exact_high", "valid", "stopped", "case") # of the matrix
@@ -233,6 +233,7 @@ def judged_chain(
     settle(claims, "reference_prompts", exact, met=every, before=every and asked["base"] == len(samples))
     if copies: settle_copying(claims, copied, known(last, copies), seen[copies])
     else: settle(claims, "gibberish_exact_match", None, note="the last model comes from no phase that copies unseen words only")
-    lost, told = most_lost(losses(done))
-    settle(claims, "forgetting_points", lost, note=told or "no earlier phase was there to be forgotten")
+    knew = {one.phase.name for one in done[:-1] if any(known(one, one.phase.name))}
+    lost, told = most_lost({name: found for name, found in losses(done).items() if name in knew})
+    settle(claims, "forgetting_points", lost, note=told or NOTHING_KNOWN)
     return claims
