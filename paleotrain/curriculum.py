@@ -159,7 +159,7 @@ def prepare_chain(run: Run, config: CurriculumConfig, settings: Settings) -> tup
                chain=[phase.model_dump(by_alias=True) | {"start": chain.start_of(phase)} for phase in chain.phases],
                data={"phases": [{"phase": name, **found.counts, "evaluation_seen": known[name]} for name, found in course.files.items()]})
     for name, count in known.items():
-        if count: run.warn(f"{count} of {course.files[name].counts['evaluation']} evaluation prompts of {name} stand in training data too")
+        if count: run.warn(f"{count} of {course.files[name].counts['evaluation']} evaluation prompts of {name} are in training data too")
     if not (run.folder / "claims.json").exists(): # else it was checked when it was begun, with the same files
         check_phases(run, config, course, settings)
         promise(run, chain_claims(chain, config.target_minutes))
