@@ -4,22 +4,26 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'Figures', 'COPIES', 'COPIES_LOW', 'COPIES_ITEMS', 'Learned', 'read_phase', 'minutes_of', 'red_line',
-           'unwatched', 'right', 'known', 'losses', 'worst', 'gate_rows', 'gate_said', 'stop_reason', 'matrix_rows',
-           'phase_row', 'chain_tables', 'chain_claims', 'copying', 'forgetting', 'judged_chain']
+           'unwatched', 'right', 'known', 'losses', 'at_first', 'gate_rows', 'met_before', 'gate_said', 'stop_reason',
+           'matrix_rows', 'phase_row', 'chain_tables', 'chain_claims', 'copying_phase', 'settle_copying', 'listed',
+           'settle_lines', 'settle_gates', 'settle_time', 'judged_chain']
 
 # %% ../nbs/12_chain_judge.ipynb #5c9c6ea2
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .answers import Answer, score_answers
 from .chain import Chain, Phase
+from .claims import Claim, Result, claim, settle
 from .core import read_json
-from .evaluation import claim, set_claim, verdict
-from .intervals import wilson
+from .intervals import share
 from .ladder import table
 from .runs import Run, minutes_between, read_events, write_table
-from .sft_judge import Loss, forgetting_verdict, points_lost, watched
+from .sft import FORGOTTEN
+from .sft_judge import NOTHING_KNOWN, most_lost, points_lost, watched
 
 # %% ../nbs/12_chain_judge.ipynb #997e9976
 COLUMNS = ("n", "exact", "exact_low", "exact_high", "valid", "stopped", "case") # of the matrix
@@ -63,31 +67,40 @@ def right(learned: Learned, name: str) -> dict[str, bool | None]: # prompt to wh
 def known(learned: Learned, name: str) -> list[bool]: # whether each prompt that has an answer was answered exactly
     return [said for said in right(learned, name).values() if said is not None]
 
-def losses(done: Sequence[Learned]) -> dict[str, Loss]:
+def losses(done: Sequence[Learned]) -> dict[str, Result]:
     "Of each earlier set, by the model of the last phase in `done`."
     both = {one.phase.name: one for one in done[:-1] if one.phase.name in done[-1].scores} # others are no ancestors
     return {name: lost for name, then in both.items() if (lost := points_lost(right(then, name), right(done[-1], name)))}
 
-def worst(found: Mapping[str, Loss]) -> tuple[str, Loss] | None: # the set that lost most
-    return max(found.items(), key=lambda pair: pair[1].value, default=None)
+def at_first(learned: Learned) -> Figures:
+    "The figures of the phase's own set before its first step."
+    lines = (learned.folder / "before.jsonl").read_text(encoding="utf-8").split("\n")
+    rows, own = [json.loads(line) for line in lines if line], learned.named[learned.phase.name]
+    return score_answers([Answer(**row) for row in rows if row.pop("set") == own])
 
 # %% ../nbs/12_chain_judge.ipynb #a6f8c61f
 def gate_rows(done: Sequence[Learned]) -> list[dict[str, Any]]:
     "What the last phase in `done` had to reach, and did."
-    last, lost, rows = done[-1], worst(losses(done)), []
-    own = last.scores[last.phase.name]
+    last, (lost, _), rows = done[-1], most_lost(losses(done)), []
+    own, first = last.scores[last.phase.name], at_first(last) if last.phase.gates else {}
     for gate, wanted in last.phase.gates.items():
-        found = (lost[1].value if lost else None) if gate == "forgetting" else own[gate]
+        found = (lost.value if lost else None) if gate == "forgetting" else own[gate]
         held = found is not None and (found <= wanted if gate == "forgetting" else found >= wanted)
-        rows.append({"phase": last.phase.name, "gate": gate, "wanted": wanted, "found": found, "held": held,
-                     "n": (lost[1].n if lost else None) if gate == "forgetting" else len(known(last, last.phase.name)) if gate == "exact" else own["n"]})
+        n = lost.n if gate == "forgetting" and lost else None if gate == "forgetting" else own["n"]
+        if gate == "exact": n = len(known(last, last.phase.name))
+        rows.append({"phase": last.phase.name, "gate": gate, "wanted": wanted, "before": first.get(gate), "found": found, "held": held, "n": n})
     return rows
 
+def met_before(row: Mapping[str, Any]) -> bool:
+    "Whether a gate was met before its phase began."
+    return row["before"] is not None and row["before"] >= row["wanted"]
+
 def gate_said(row: Mapping[str, Any]) -> str:
-    "A gate in a line, such as `exact 0.9133, at least 0.95 wanted (n = 600)`."
+    "A gate in a line, such as `exact 0.9133, at least 0.95 wanted (n = 600)`, and whether it was met before the phase began."
     side, unit, since = ("at most", " points", ", counted since the end of the set's own phase") if row["gate"] == "forgetting" else ("at least", "", "")
     found = "not measured" if row["found"] is None else f"{row['found']:.4g}"
-    return f"{row['gate']} {found}, {side} {row['wanted']:g}{unit} wanted{since} (n = {row['n'] or 0:.0f})"
+    before = f", met before the phase began with {row['before']:.4g}" if met_before(row) else ""
+    return f"{row['gate']} {found}, {side} {row['wanted']:g}{unit} wanted{since} (n = {row['n'] or 0:.0f}){before}"
 
 def stop_reason(done: Sequence[Learned]) -> str:
     "Why the chain ends after the last phase in `done`; empty where it goes on."
@@ -126,70 +139,101 @@ def chain_tables(run: Run, chain: Chain, done: Sequence[Learned]) -> list[dict[s
 # %% ../nbs/12_chain_judge.ipynb #97d99f2d
 COPIES, COPIES_LOW, COPIES_ITEMS = 0.99, 0.97, 500
 
-def chain_claims(chain: Chain, minutes: float | None) -> list[dict[str, Any]]:
+def chain_claims(chain: Chain, minutes: float | None) -> list[Claim]:
     "What the chain promises."
     copies, number = next((phase.name for phase in chain.phases if phase.copies), None), len(chain.reference)
-    limit = f"<= {minutes:g} min" if minutes else "no limit given"
-    return [claim("reference_prompts", "Answers the reference prompts", "exact greedy answers of the last model to prompts that stand in no training file",
-                  f"{number} of {number}", unit="prompts"),
-            claim("gibberish_exact_match", "Copies what it has never seen", f"exact match of the last model on the evaluation of {copies or 'a copying phase'}",
-                  f">= {COPIES:.0%}, interval from {COPIES_LOW:.0%} up", unit="share"),
-            claim("forgetting_points", "Forgets nothing on the way", "points of exact match that an earlier phase's set has lost since the end of its "
-                  "own phase; every set is judged, the largest loss shown", "<= 1 point", unit="points"),
-            claim("no_red_line", "No phase goes wrong", "phases that crossed a red line", "= 0", unit="phases"),
-            claim("gates", "Every phase reaches what it has to", "gates that were missed", "= 0", unit="gates"),
-            claim("training_time", "Trains in the time given", "all phases with their evaluations", limit, unit="min")]
+    limit, pair = f"<= {minutes:g} min" if minutes else "no limit given", "before to after"
+    asked = "the last model's exact greedy answers to prompts that are in no training file"
+    copied = f"exact match of the last model on the evaluation of {copies or 'a copying phase'}"
+    lost = "points of exact match lost since the end of its own phase by the earlier phase's set that lost most"
+    def counted(id: str, statement: str, metric: str, criterion: str, unit: str) -> Claim:
+        return claim(id, statement, metric, criterion, "property", unit=unit)
+    return [
+        claim("reference_prompts", "Answers the reference prompts", asked, f"{number} of {number}", "learning", pair, unit="prompts"),
+        claim("gibberish_exact_match", "Copies what it has never seen", copied, f">= {COPIES:.0%}, interval from {COPIES_LOW:.0%} up",
+              "learning", pair, unit="share"),
+        claim("forgetting_points", "Forgets nothing on the way", lost, f"<= {FORGOTTEN:g} point", "forgetting", pair, FORGOTTEN, "points"),
+        counted("no_red_line", "No phase goes wrong", "phases that crossed a red line", "= 0", "phases"),
+        counted("gates", "Every phase reaches what it has to", "gates that were missed", "= 0", "gates"),
+        counted("training_time", "Trains in the time given", "all phases with their evaluations", limit, "min"),
+    ]
 
 # %% ../nbs/12_chain_judge.ipynb #b16474b6
-def copying(entry: dict[str, Any], answers: Sequence[bool], seen: int) -> None:
-    "The result of the claim on copying, by the prompts that have an answer; `seen` of all prompts stand in training data."
-    n = len(answers)
-    said = [f"{seen} of its prompts stand in training data" if seen else "", f"fewer than {COPIES_ITEMS} items" if n < COPIES_ITEMS else ""]
-    entry |= {"n": n, "note": "; ".join(filter(None, said))}
-    if not n: return
-    value, (low, high) = sum(answers) / n, wilson(sum(answers), n)
-    few = n < COPIES_ITEMS or low < COPIES_LOW
-    entry |= {"value": value, "low": low, "high": high, "verdict": "INCONCLUSIVE" if seen else "FAIL" if value < COPIES else "INCONCLUSIVE" if few else "PASS"}
+def copying_phase(chain: Chain, last: Learned) -> str:
+    "Whose evaluation the claim on copying is about; empty where the last model does not come from it."
+    copies = next((phase.name for phase in chain.phases if phase.copies), "")
+    return copies if copies in last.scores else ""
 
-def forgetting(entry: dict[str, Any], found: Mapping[str, Loss], most: float = 1.0) -> None:
-    "The result of the claim on forgetting: the figures of the set that lost most, and the verdict on all of them."
-    name_loss = worst(found)
-    if name_loss is None: entry |= {"note": "one phase: nothing was there to forget"}; return
-    name, loss = name_loss
-    verdicts = {one: verdict(lost.low, lost.high, most, lost.n) for one, lost in found.items()}
-    told = ", ".join(f"{one} {said} (n = {found[one].n})" for one, said in verdicts.items() if said != "PASS")
-    first = f"{name} lost most" if loss.value > 0 else f"none lost any; shown: {name}"
-    entry |= {"value": loss.value, "low": loss.low, "high": loss.high, "n": loss.n, "note": f"{first}{f'; {told}' if told else ''}",
-              "verdict": forgetting_verdict(found, most)}
+def settle_copying(
+    claims: Sequence[Claim], # the claim on copying is changed in place
+    before: Sequence[bool], # whether the base copied each prompt that has an answer
+    after: Sequence[bool], # whether the last model does
+    seen: int, # of all prompts, in training data
+) -> None:
+    "The result of the claim on copying."
+    result, n = share(sum(after), len(after)), len(after)
+    reached = result.value >= COPIES
+    doubts = [f"{seen} of its prompts are in training data"] if seen else []
+    if reached and n < COPIES_ITEMS: doubts.append(f"{n} items, where {COPIES_ITEMS} are needed")
+    was, limit = sum(before) / len(before) if before else None, 1 - (COPIES_LOW if reached else COPIES)
+    held, note = reached and was is not None and was >= COPIES, "" if n else "none of its prompts has an answer"
+    settle(claims, "gibberish_exact_match", replace(result, baseline=was), limit=limit, before=held, doubt="; ".join(doubts), note=note)
 
 # %% ../nbs/12_chain_judge.ipynb #6239f74d
+def listed(*parts: str) -> str: return "; ".join(filter(None, parts)) # those that say something
+
+def settle_lines(claims: Sequence[Claim], done: Sequence[Learned], left: str) -> None:
+    "The result of the claim on red lines; `left` says what was not reached, empty at the end of the chain."
+    crossed = [line for learned in done if (line := red_line(learned.folder).split(":")[0])]
+    idle = [said for learned in done if (said := unwatched(learned))]
+    watched = len(done) - len(idle)
+    lines = None if left and not crossed else Result(len(crossed), n=watched)
+    doubt = ", ".join(idle) if idle and watched and not crossed else ""
+    settle(claims, "no_red_line", lines, met=not crossed, doubt=doubt, note=listed(*crossed, left, "" if doubt or left else ", ".join(idle)))
+
+def settle_gates(claims: Sequence[Claim], done: Sequence[Learned], left: str) -> None:
+    "The result of the claim on gates: where all were met before their phases began, it held before training."
+    gates = [row for n in range(len(done)) for row in gate_rows(done[:n + 1])]
+    missed, reached = sum(not row["held"] for row in gates), [row for row in gates if row["gate"] != "forgetting"]
+    first = [f"{row['phase']}: {row['gate']} was met before the phase began" for row in reached if met_before(row)]
+    held = bool(reached) and len(first) == len(reached) and not missed
+    counted = None if left and not missed else Result(missed, n=len(gates))
+    settle(claims, "gates", counted, met=not missed, before=held, note=listed(*first, left) if gates else "it has no gates")
+
+def settle_time(claims: Sequence[Claim], done: Sequence[Learned], left: str, minutes: float | None) -> None:
+    "The result of the claim on time."
+    taken, over = sum(minutes_of(learned.folder) for learned in done), sum(bool(learned.manifest.get("reused_from")) for learned in done)
+    there = {0: "", 1: "1 phase taken over, with its minutes there"}.get(over, f"{over} phases taken over, with their minutes there")
+    result, limit = Result(taken) if minutes else None, "" if minutes else "no limit was given"
+    settle(claims, "training_time", result, met=taken <= minutes if minutes and not left else None, note=listed(there, left, limit))
+
+# %% ../nbs/12_chain_judge.ipynb #b04c55b6
 def judged_chain(
     chain: Chain,
-    claims: list[dict[str, Any]], # as promised; changed in place
+    claims: list[Claim], # as promised; changed in place
     done: Sequence[Learned],
     samples: Sequence[Mapping[str, Any]], # prompt, expected, answers by model
     minutes: float | None, # given for all phases
-    seen: Mapping[str, int], # evaluation prompts that stand in training data, by phase
-) -> list[dict[str, Any]]:
+    seen: Mapping[str, int], # evaluation prompts that are in training data, by phase
+    copied: Sequence[bool], # whether the base copied each prompt of the claim on copying
+) -> list[Claim]:
     "The claims with their results."
-    parts, ended = [done[:n + 1] for n in range(len(done))], len(done) == len(chain.phases) and not stop_reason(done)
-    gates, crossed = [row for part in parts for row in gate_rows(part)], [red_line(learned.folder).split(":")[0] for learned in done]
-    missed, left = sum(not row["held"] for row in gates), [phase.name for phase in chain.phases[len(done):]]
-    note, by_id = f"not reached: {', '.join(left)}" if left else "", {entry["id"]: entry for entry in claims}
-    idle = [said for learned in done if (said := unwatched(learned))] if ended else []
-    lines, said = sum(map(bool, crossed)), ", ".join(filter(None, (*crossed, *idle, note)))
-    set_claim(claims, "no_red_line", lines, False if lines else True if ended else None, len(done), note=said)
-    if idle: by_id["no_red_line"]["verdict"] = "INCONCLUSIVE"
-    set_claim(claims, "gates", missed, False if missed else True if ended and gates else None, len(gates), note=note)
-    taken, over = sum(minutes_of(learned.folder) for learned in done), sum(bool(learned.manifest.get("reused_from")) for learned in done)
-    there = f"{over} phases taken over, with their minutes there" if over else ""
-    set_claim(claims, "training_time", taken if minutes else None, taken <= minutes if minutes and ended else None, note="; ".join(filter(None, (there, note))))
-    for name in ("reference_prompts", "gibberish_exact_match", "forgetting_points"): by_id[name]["note"] = "the chain did not reach its end"
-    if not ended: return claims
-    last, copies = done[-1], next((phase.name for phase in chain.phases if phase.copies), "")
-    exact = sum(sample["answers"][last.phase.name] == sample["expected"] for sample in samples)
-    set_claim(claims, "reference_prompts", exact, exact == len(samples), len(samples))
-    if copies in last.scores: copying(by_id["gibberish_exact_match"], known(last, copies), seen[copies])
-    else: by_id["gibberish_exact_match"]["note"] = "the last model comes from no phase that copies unseen words alone"
-    forgetting(by_id["forgetting_points"], losses(done))
+    missing, stopped = [phase.name for phase in chain.phases[len(done):]], stop_reason(done)
+    left = f"not reached: {', '.join(missing)}" if missing else "the last phase did not end well" if stopped else ""
+    settle_lines(claims, done, left)
+    settle_gates(claims, done, left)
+    settle_time(claims, done, left, minutes)
+    if left:
+        for name in ("reference_prompts", "gibberish_exact_match", "forgetting_points"):
+            settle(claims, name, None, note="the chain did not reach its end")
+        return claims
+    last, copies = done[-1], copying_phase(chain, done[-1])
+    asked = {name: sum(sample["answers"][name] == sample["expected"] for sample in samples) for name in ("base", last.phase.name)}
+    exact, every = Result(asked[last.phase.name], n=len(samples), baseline=asked["base"]), asked[last.phase.name] == len(samples)
+    settle(claims, "reference_prompts", exact, met=every, before=every and asked["base"] == len(samples))
+    if copies: settle_copying(claims, copied, known(last, copies), seen[copies])
+    else: settle(claims, "gibberish_exact_match", None, note="the last model comes from no phase that copies unseen words only")
+    knew = {one.phase.name for one in done[:-1] if any(known(one, one.phase.name))}
+    lost, told = most_lost({name: found for name, found in losses(done).items() if name in knew})
+    settle(claims, "forgetting_points", lost, note=told or NOTHING_KNOWN)
     return claims

@@ -17,14 +17,14 @@ from statistics import median, quantiles
 from typing import Any
 
 from .chatdata import as_shown, make_data, output_folder, prompt_keys, prompts_in, read_inputs, refuse_other
-from .claims import promise
+from .claims import Claim, Result, claim, promise, settle
 from .configurations import ChatdataConfig
 from .conversations import Conversation, read_conversations
 from .core import Settings, read_json, shown_path, write_json
 from .corpus import count_words
 from .documents import ReadReport
 from .echo import reserved, words_of
-from .evaluation import claim, set_claim, write_samples
+from .evaluation import write_samples
 from .instructions import Item
 from .mixture import CLOSE, asked, sides
 from .runs import Run, finish, refuse_changed, write_table
@@ -37,14 +37,18 @@ def prepare(run: Run, config: ChatdataConfig, settings: Settings) -> Path:
     run.update(title=f"Chat data: {folder.name}", output=shown_path(folder, settings))
     if (run.folder / "claims.json").exists(): return folder
     mixing, none = config.generator == "mix", "= 0"
-    claims = [claim("deterministic", "The seed decides every byte", "files that came out otherwise when made again", none, unit="files"),
-              claim("distinct", "No conversation stands twice", "conversations that are copies of others", none, unit="conversations"),
-              claim("no_evaluation", "Nothing it is judged by is learned", "conversations that put an evaluation prompt, capitals apart", none,
-                    unit="conversations")]
+    def promised(id: str, statement: str, metric: str, criterion: str = none, unit: str = "conversations") -> Claim:
+        return claim(id, statement, metric, criterion, "property", unit=unit)
+    again, asking = "files that came out differently when made again", "conversations that ask one, whatever the capitals"
+    claims = [promised("deterministic", "The seed decides every byte", again, unit="files"),
+              promised("distinct", "No conversation appears twice", "conversations that are copies of others"),
+              promised("no_evaluation", "No evaluation prompt is among the conversations", asking)]
     if mixing:
-        claims += [claim("replay_share", "The share of replay is what was asked", "difference from the share asked, in points", "<= 0.5", unit="points"),
-                   claim("held_out", "Validation sides stay apart", "conversations that some source has on its validation side", none, unit="conversations")]
-    else: claims.append(claim("reserved", "The words of the last examination are not learned", "conversations with one of them", none, unit="conversations"))
+        off = "difference from that share, in points"
+        held = "conversations that are on some source's validation side"
+        claims += [promised("replay_share", "The share of replay is what was asked for", off, "<= 0.5", "points"),
+                   promised("held_out", "No validation conversation is trained on", held)]
+    else: claims.append(promised("reserved", "Words kept for the final examination are not taught", "conversations with one of them"))
     promise(run, claims)
     return folder
 
@@ -121,24 +125,25 @@ def otherwise(config: ChatdataConfig, folder: Path, settings: Settings) -> list[
         return [path.name for path in again.iterdir() if not (folder / path.name).is_file() or path.read_bytes() != (folder / path.name).read_bytes()]
 
 # %% ../nbs/11_chatdata_judge.ipynb #ee5dfe19
-def judge(run: Run, config: ChatdataConfig, folder: Path, settings: Settings) -> list[dict[str, Any]]:
+def judge(run: Run, config: ChatdataConfig, folder: Path, settings: Settings) -> list[Claim]:
     "The claims, counted in the folder's files."
     rows, claims = list(read_conversations([str(folder / "examples.jsonl")], settings, ReadReport())), read_json(run.folder / "claims.json")
-    def settle(name: str, value: float, n: int, limit: float = 0) -> None: set_claim(claims, name, value, value <= limit, n)
+    def counted(name: str, value: float, n: int = len(rows), limit: float = 0, nothing: str = "") -> None:
+        settle(claims, name, Result(value, n=n), met=value <= limit, note="" if n else nothing)
     different, prompts = otherwise(config, folder, settings), {prompt_keys(item)[-1] for item in prompts_in(folder)}
-    settle("deterministic", len(different), len(list(folder.iterdir())))
-    settle("distinct", len(rows) - len({json.dumps(row.messages, sort_keys=True) for row in rows}), len(rows))
+    counted("deterministic", len(different), len(list(folder.iterdir())))
+    counted("distinct", len(rows) - len({json.dumps(row.messages, sort_keys=True) for row in rows}))
     if config.generator == "mix":
         read = read_inputs(config, settings)
         prompts |= {prompt_keys(item)[-1] for items in read.items.values() for item in items}
         held = {asked(row.messages) for found in sides(read.rows, config.validation_fraction, config.seed)["validation"].values() for row in found}
-        settle("held_out", sum(asked(row.messages) in held for row in rows), len(rows) if held else 0) # 0: nothing was kept apart
+        inside = sum(asked(row.messages) in held for row in rows)
+        counted("held_out", inside, len(rows) if held else 0, nothing="nothing was kept for validation")
         replay = run.manifest["data"]["replay"]
-        settle("replay_share", round(100 * abs(replay["achieved"] - replay["asked"]), 2), len(rows), 100 * CLOSE)
-    else: settle("reserved", sum(reserved(*(m["content"] for m in row.messages)) for row in rows), len(rows))
-    if prompts: settle("no_evaluation", sum(not prompts.isdisjoint(prompt_keys(row)) for row in rows), len(rows))
-    else: set_claim(claims, "no_evaluation", None, None, note="it has no evaluation prompts")
-    for one in claims: one |= {"low": None, "high": None} # all were counted
+        counted("replay_share", round(100 * abs(replay["achieved"] - replay["asked"]), 2), limit=100 * CLOSE)
+    else: counted("reserved", sum(reserved(*(m["content"] for m in row.messages)) for row in rows))
+    asking = sum(not prompts.isdisjoint(prompt_keys(row)) for row in rows)
+    counted("no_evaluation", asking, len(rows) if prompts else 0, nothing="it has no evaluation prompts")
     write_json(run.folder / "claims.json", claims)
     return list(claims)
 

@@ -5,23 +5,24 @@
 # %% auto #0
 __all__ = ['phase_data', 'PhaseFiles', 'read_files', 'seen', 'Course', 'find_base', 'read_course', 'chain_inputs', 'plan_line',
            'prepare_chain', 'phase_place', 'phase_config', 'check_phases', 'key_of', 'seal', 'train_phase', 'teach',
-           'Stopped', 'reference_answers', 'judge_chain', 'run_chain', 'report_stop']
+           'Stopped', 'said_by', 'base_copies', 'reference_answers', 'judge_chain', 'run_chain', 'report_stop']
 
 # %% ../nbs/12_curriculum.ipynb #a441954e
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 
-from .answers import answer, prompts_by_length
+from .answers import Answer, answer, prompts_by_length
 from .causal import config_and_tokenizer, load_causal
 from paleotrain.chain import (
     Chain, Phase, check_measured, code_hash, data_config, find_finished, phase_key, read_chain, take_over, train_config,
 )
-from .chain_judge import Learned, chain_claims, chain_tables, gate_rows, gate_said, judged_chain, minutes_of, read_phase, stop_reason
+from .chain_judge import Learned, chain_claims, chain_tables, copying_phase, gate_rows, gate_said, judged_chain, minutes_of, read_phase, stop_reason
 from .chat import add_chat, freeze_date, has_chat, weigh_tags
 from .chatdata import make_data
-from .claims import promise
+from .claims import Claim, promise
 from .configurations import CurriculumConfig, SftConfig
 from .conversations import read_conversations, write_conversations
 from .core import Settings, UserError, atomic_dir, locate, located, read_json, sha256_file, shown_path, write_json
@@ -158,7 +159,7 @@ def prepare_chain(run: Run, config: CurriculumConfig, settings: Settings) -> tup
                chain=[phase.model_dump(by_alias=True) | {"start": chain.start_of(phase)} for phase in chain.phases],
                data={"phases": [{"phase": name, **found.counts, "evaluation_seen": known[name]} for name, found in course.files.items()]})
     for name, count in known.items():
-        if count: run.warn(f"{count} of {course.files[name].counts['evaluation']} evaluation prompts of {name} stand in training data too")
+        if count: run.warn(f"{count} of {course.files[name].counts['evaluation']} evaluation prompts of {name} are in training data too")
     if not (run.folder / "claims.json").exists(): # else it was checked when it was begun, with the same files
         check_phases(run, config, course, settings)
         promise(run, chain_claims(chain, config.target_minutes))
@@ -249,24 +250,35 @@ class Stopped(Exception):
     "A chain that ended before its last phase; claims and report are there."
     def _render_traceback_(self) -> list[str]: return [f"Stopped: {self}"]
 
+def said_by(run: Run, place: str, items: Sequence[Item], tag_prefix: str) -> list[Answer]:
+    "The greedy answers of the model in a folder; a base without chat tags gets them."
+    loaded = load_causal(place, pick_device())
+    freeze_date(loaded.tokenizer, run)
+    if not has_chat(loaded.tokenizer):
+        add_chat(loaded.tokenizer, tag_prefix)
+        weigh_tags(loaded.model, loaded.tokenizer, tag_prefix)
+    return answer(loaded.model, loaded.tokenizer, items)
+
+def base_copies(run: Run, course: Course, last: Learned, tag_prefix: str) -> list[bool]:
+    "Whether the base copied each prompt of the claim on copying before any phase was taught."
+    name = copying_phase(course.chain, last)
+    items = [item for item in course.files[name].items if item.answer is not None] if name else []
+    return [bool(found.exact) for found in said_by(run, course.base, items, tag_prefix)] if items else []
+
 def reference_answers(run: Run, course: Course, done: list[Learned], tag_prefix: str) -> list[dict[str, Any]]:
     "Rows of samples.jsonl: every model's greedy answers to the reference prompts; the base has its tags added for it."
-    said: dict[str, list[str]] = {}
-    for name, place in [("base", course.base), *((learned.phase.name, str(learned.folder / "model")) for learned in done)]:
-        loaded = load_causal(place, pick_device())
-        freeze_date(loaded.tokenizer, run)
-        if not has_chat(loaded.tokenizer):
-            add_chat(loaded.tokenizer, tag_prefix)
-            weigh_tags(loaded.model, loaded.tokenizer, tag_prefix)
-        said[name] = [found.text for found in answer(loaded.model, loaded.tokenizer, course.items)]
+    places = [("base", course.base), *((learned.phase.name, str(learned.folder / "model")) for learned in done)]
+    said = {name: [found.text for found in said_by(run, place, course.items, tag_prefix)] for name, place in places}
     return [{"prompt": item.messages[-1]["content"], "expected": item.answer, "answers": {name: texts[n] for name, texts in said.items()}}
             for n, item in enumerate(course.items)]
 
-def judge_chain(run: Run, config: CurriculumConfig, course: Course, done: list[Learned]) -> list[dict[str, Any]]:
+def judge_chain(run: Run, config: CurriculumConfig, course: Course, done: list[Learned]) -> list[Claim]:
     "Samples, claims, the last phase's model where the chain has reached it, and the run's end."
     samples, reason = reference_answers(run, course, done, config.tag_prefix), stop_reason(done)
     write_samples(run, samples)
-    claims = judged_chain(course.chain, read_json(run.folder / "claims.json"), done, samples, config.target_minutes, seen(course.files))
+    copied, known = [] if reason else base_copies(run, course, done[-1], config.tag_prefix), seen(course.files)
+    promised = read_json(run.folder / "claims.json")
+    claims = judged_chain(course.chain, promised, done, samples, config.target_minutes, known, copied)
     write_json(run.folder / "claims.json", claims)
     about = done[0].manifest["parent"] # of the base, as the first phase has found it
     run.update(parent=run.manifest["parent"] | {name: about[name] for name in ("parameters", "family", "context")})
@@ -276,7 +288,7 @@ def judge_chain(run: Run, config: CurriculumConfig, course: Course, done: list[L
     return claims
 
 # %% ../nbs/12_curriculum.ipynb #b7d80af6
-def run_chain(run: Run, config: CurriculumConfig, course: Course, settings: Settings) -> list[dict[str, Any]]:
+def run_chain(run: Run, config: CurriculumConfig, course: Course, settings: Settings) -> list[Claim]:
     "Phase after phase, up to the first that misses a gate. The tables are written after each, so that an interrupted chain shows what it has."
     done: list[Learned] = []
     for phase in course.chain.phases:

@@ -89,6 +89,7 @@ class Item:
     answer: str | None = None # the one right answer, to the letter; None: there are many
     kind: str = "" # what it asks for, for figures by kind
     checks: tuple[dict[str, Any], ...] = () # rules that a right answer follows
+    also: tuple[str, ...] = () # other answers that are as right, of conversations that ask the same; files have none
 
 FIELDS = ("id", "messages", "prompt", "system", "answer", "kind", "checks")
 VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = { # what a rule's value has to be
@@ -161,4 +162,4 @@ def read_items(path: Path) -> list[Item]:
 
 def write_items(path: Path, items: Sequence[Item]) -> None:
     "A JSON list that `read_items` reads, whole or not at all."
-    write_json(path, [asdict(item) for item in items])
+    write_json(path, [{name: value for name, value in asdict(item).items() if name in FIELDS} for item in items])

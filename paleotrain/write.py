@@ -17,11 +17,12 @@ from typing import Any
 
 from .causal import load_causal
 from .chat import answer_frame, closing_token, end_tokens, freeze_date, has_chat, render, require_chat
-from .claims import promise
+from .claims import Claim, Result, claim, promise, settle
 from .configurations import GenerateConfig, Sampling
 from .core import Settings, UserError, locate, read_json, sha256_file, shown_path, write_json
+from .corpus import split_words
 from .documents import json_value
-from .evaluation import claim, set_claim, write_samples
+from .evaluation import write_samples
 from .generate import Generated, generate, prompt_ids, reading_limit, refuse_long, sample_statistics
 from .locate import model_folder, parent_hash
 from .models import LoadedModel, autocast, parameter_count, pick_device, pick_precision
@@ -68,8 +69,9 @@ def prepare(run: Run, config: GenerateConfig, settings: Settings) -> tuple[Path,
     run.update(title=f"Text by {place.parent.name if place.name == 'model' else place.name}", inputs=inputs,
                hardware=run.manifest["hardware"] | {"device": device, "precision": pick_precision(config.precision, device)})
     if not (run.folder / "claims.json").exists():
-        promise(run, [claim("deterministic", "The seed decides the text", "texts that came out otherwise when written again", "= 0", unit="texts"),
-                      claim("loops", "No text runs in a loop", "texts in which more than half of the word 4-grams are repeats", "= 0", unit="texts")])
+        again, loops = "texts that came out differently when written again", "texts in which more than half of the word 4-grams are repeats"
+        promise(run, [claim("deterministic", "The seed decides the text", again, "= 0", "property", unit="texts"),
+                      claim("loops", "No text runs in a loop", loops, "= 0", "property", unit="texts")])
     return place, prompts
 
 # %% ../nbs/11_write.ipynb #82925a12
@@ -142,10 +144,10 @@ def write_texts(run: Run, config: GenerateConfig, loaded: LoadedModel, prompts: 
     rows = [sample_row(one, config.temperature) for texts in written for one in texts]
     write_samples(run, rows)
     claims = read_json(run.folder / "claims.json")
-    set_claim(claims, "deterministic", differ, differ == 0, len(rows))
-    loops = sum(row["repeated_4"] > LOOP for row in rows)
-    set_claim(claims, "loops", loops, loops == 0, len(rows))
-    for one in claims: one |= {"low": None, "high": None} # these texts were counted; no interval speaks of others
+    settle(claims, "deterministic", Result(differ, n=len(rows)), met=differ == 0)
+    loops, short = sum(row["repeated_4"] > LOOP for row in rows), sum(len(split_words(row["text"])) <= 4 for row in rows)
+    note = f"{short} of {len(rows)} texts have fewer than five words, and no 4-gram to repeat" if short else ""
+    settle(claims, "loops", Result(loops, n=len(rows) - short), met=loops == 0, note=note)
     write_json(run.folder / "claims.json", claims)
     return written
 
@@ -156,11 +158,11 @@ def statistics_row(name: str, texts: Sequence[Generated]) -> dict[str, Any]:
     ends = {f"ended_by_{end}": sum(one.ended == end for one in texts) for end in ("eos", "stop", "length")}
     return {"prompt": name, "tokens": sum(one.tokens for one in texts)} | ends | about
 
-def conclude(run: Run, written: Sequence[Sequence[Generated]], seconds: float) -> list[dict[str, Any]]:
+def conclude(run: Run, written: Sequence[Sequence[Generated]], seconds: float) -> list[Claim]:
     "The statistics, of each prompt and of all; the terminal record."
     every = [one for texts in written for one in texts]
     rows = [statistics_row(str(number), texts) for number, texts in enumerate(written, 1)]
     write_table(run, "statistics", [statistics_row("all", every), *(rows if len(rows) > 1 else [])])
     finish(run, "finished", f"{len(every)} texts written", steps=0, seconds=round(seconds, 1))
-    claims: list[dict[str, Any]] = read_json(run.folder / "claims.json")
+    claims: list[Claim] = read_json(run.folder / "claims.json")
     return claims

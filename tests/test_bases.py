@@ -166,12 +166,13 @@ def test_the_answers_before_a_training_are_only_ever_the_bases(runs, tmp_path, m
     def answered(model, *_): said.append(model); return []
     monkeypatch.setattr(sft, "base_model", lambda config, data: base)
     monkeypatch.setattr(sft, "answer", answered)
-    for name in ("nats_per_token", "general_nats", "unigram_nats"): monkeypatch.setattr(sft, name, lambda *_: 0.0)
+    for name in ("nats_per_token", "unigram_nats"): monkeypatch.setattr(sft, name, lambda *_: 0.0)
+    monkeypatch.setattr(sft, "text_costs", lambda *_: [])
     monkeypatch.setattr(sft, "score_answers", lambda _: {"exact": 0.0})
     data = SimpleNamespace(sets={"own": []}, reference=[], prepared=SimpleNamespace(train=[], validation=[]))
     sft.before_training(run, SftConfig(), data)
     assert said == ["the base"] * 2 and (folder / "before.jsonl").exists()
     assert "the base was asked once more" in json.loads(run.events.read_text().splitlines()[-1])["message"]
-    sft.before_training(run, SftConfig(), data)
+    assert sft.before_training(run, SftConfig(), data) == {"own": [], "reference": []} # no prompt left room, and there is nothing to say
     assert len(said) == 2 # written once
     run.lock.release()

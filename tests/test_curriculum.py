@@ -117,10 +117,11 @@ def test_claims_samples_model_and_report(taught):
     folder, done = taught
     claims = {c["id"]: c for c in json.loads((folder / "claims.json").read_text())}
     assert list(claims) == ["reference_prompts", "gibberish_exact_match", "forgetting_points", "no_red_line", "gates", "training_time"]
-    assert [claims[name]["verdict"] for name in ("no_red_line", "gates", "training_time")] == ["INCONCLUSIVE", "PASS", "PASS"]
+    assert [claims[name]["verdict"] for name in ("no_red_line", "gates", "training_time")] == ["NOT RUN", "BEFORE TRAINING", "PASS"]
+    assert claims["gates"]["note"].count("was met before the phase began") == 3 # a share of 0 is met by anything
     assert claims["no_red_line"]["note"] == ", ".join(f"{name} not looked at before step 1,000" for name in ("alpha", "beta", "gamma")) # of six steps
     assert json.loads((folder / "manifest.json").read_text())["terminal"]["seconds"] == pytest.approx(60 * claims["training_time"]["value"], abs=.06)
-    assert claims["gibberish_exact_match"]["verdict"] == "FAIL" and claims["gibberish_exact_match"]["n"] == 10 # six steps teach nobody to copy
+    assert claims["gibberish_exact_match"]["note"] == "too few answers (10): points to FAIL" # six steps teach nobody to copy
     (sample,) = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert (sample["prompt"], sample["expected"], list(sample["answers"])) == ("Say hello.", "hello.", ["base", "alpha", "beta", "gamma"])
     assert weights(folder) == weights(folder / "phases/gamma") != weights(folder / "phases/beta")

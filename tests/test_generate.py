@@ -56,7 +56,8 @@ def test_a_file_of_prompts_through_the_command(runs, tiny, tmp_path):
             assert row["ended_by_eos"] == (row["ended"] == "eos")
             assert row["tokens"] - len(tokenizer(row["text"])["input_ids"]) in {"eos": [1], "stop": [1, 2], "length": [0]}[row["ended"]]
     claims = {c["id"]: c for c in json.loads((folder / "claims.json").read_text())}
-    assert {name: (c["value"], c["n"], c["verdict"]) for name, c in claims.items()} == {"deterministic": (0, 6, "PASS"), "loops": (0, 6, "PASS")}
+    assert {name: (c["value"], c["n"], c["verdict"]) for name, c in claims.items()} == {
+        "deterministic": (0, 6, "PASS"), "loops": (None, None, "NOT RUN")} # letters that happen to make no five words cannot loop
     statuses = [e["status"] for e in events(folder) if e["kind"] == "status"]
     assert statuses == ["started", "claims", "written", "written", "finished"]
     manifest = json.loads((folder / "manifest.json").read_text())

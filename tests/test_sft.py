@@ -101,8 +101,11 @@ def test_run_sft_from_conversations_to_a_report(runs, given):
         assert e["base_nats"] > 0 and (e["base_nats_before"], e["unigram_nats"]) == (manifest["before"]["general"], manifest["before"]["unigram"])
     assert len([e for e in events(folder) if e["kind"] == "sample" and e["step"] == 4]) == 4
     claims = {c["id"]: c for c in json.loads((folder / "claims.json").read_text())}
-    assert list(claims) == ["exact_match", "tag_validity", "stop_rate", "forgetting_points", "no_red_line"]
+    assert [(c["id"], c["about"]) for c in claims.values()] == [
+        ("exact_match", "learning"), ("held_out_loss", "learning"), ("tag_validity", "learning"), ("stop_rate", "learning"),
+        ("forgetting_points", "forgetting"), ("general_text", "forgetting"), ("no_red_line", "property")]
     assert (claims["exact_match"]["n"], claims["forgetting_points"]["verdict"], claims["no_red_line"]["verdict"]) == (25, "NOT RUN", "NOT RUN")
+    assert claims["general_text"]["note"] == "too few stretches of 1 document (1)" and claims["general_text"]["change"] != 0 # and is not left out
     answers = table(folder, "answers")
     assert len(answers) == 25 and sum(row["exact"] == "True" for row in answers) == round(25 * claims["exact_match"]["value"])
     assert (folder / "report.html").exists()
@@ -195,7 +198,7 @@ def test_a_killed_and_resumed_phase_ends_in_the_same_weights(runs, given, tmp_pa
     assert abs(manifest["data"]["replay"]["achieved"] - 0.2) < 0.005 and manifest["parent"]["new_rows"] == 0
     assert {row["set"] for row in table(whole, "answers")} == {"repeat", "say"}
     claims = {c["id"]: c for c in json.loads((whole / "claims.json").read_text())}
-    assert claims["forgetting_points"]["n"] == 25 and "say" in claims["forgetting_points"]["note"]
+    assert claims["forgetting_points"]["verdict"] == "NOT RUN" and claims["forgetting_points"]["note"].endswith("there was nothing to forget")
 
 
 def test_a_red_line_ends_the_phase_and_the_claim_names_it(runs, given):
@@ -208,6 +211,73 @@ def test_a_red_line_ends_the_phase_and_the_claim_names_it(runs, given):
     assert done.reason.startswith("red line garbage: ") and line["said"] in claims["no_red_line"]["note"]
     assert claims["no_red_line"]["verdict"] == "FAIL" and claims["no_red_line"]["value"] == 1
     assert json.loads((folder / "manifest.json").read_text())["terminal"]["reason"] == done.reason
+
+
+def talks(place: Path, rows: list[list[str]]) -> Path:
+    """A file of conversations, each a list of turns that begins with the user's."""
+    chats = [{"messages": [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 9, turns, strict=False)]} for turns in rows]
+    place.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    return place
+
+
+def test_own_conversations_are_asked_for_their_own_answers(runs, given, tmp_path):
+    """No evaluation file: held-out conversations are asked, exact match is counted, and the loss chooses the checkpoint.
+
+    Of several turns the last answer is asked for; where the same was asked twice, either answer is right.
+    """
+    short = [["Say " + word, "so"] for word in WORDS[:150]]
+    several = [["Say " + word, "so", "Repeat", "river is wide"] for word in WORDS[150:300]]
+    twice = [["Say " + word, answer] for word in WORDS[300:400] for answer in ("so", "two")]
+    own = talks(tmp_path / "own.jsonl", short + several + twice)
+    parts = phase({name: value for name, value in given.items() if name != "evaluation"} | {"data": str(own), "max_steps": 20, "learning_rate": 1e-2})
+    run, config, _, data, *_ = parts
+    items = data.sets["validation"]
+    assert {(len(item.messages), item.answer, item.also) for item in items} == {(1, "so", ()), (3, "river is wide", ()), (1, "so", ("two",))}
+    assert items[0].answer == "so" and len(items) < len(data.prepared.validation) # what is asked twice is asked once
+    done, claims = trained(*parts)
+    (begin, *evaluations) = [e for e in events(run.folder) if e["kind"] == "eval"]
+    assert begin["exact"] == 0 and all(e["exact"] is not None and e["decides"] == e["nats"] for e in evaluations)
+    asked = [row for row in table(run.folder, "answers") if row["set"] == "validation"]
+    right = {"so"} | {"two" if item.also else "so" for item in items}
+    assert all((row["answer"] == row["expected"]) == (row["exact"] == "True") for row in asked) and right == {"so", "two"}
+    assert claims["exact_match"]["verdict"] == "NOT RUN" and claims["exact_match"]["note"].startswith("no target was given")
+    assert claims["exact_match"]["value"] == sum(row["exact"] == "True" for row in asked) / len(asked)
+    assert claims["held_out_loss"]["verdict"] == "PASS" and claims["held_out_loss"]["units"] >= 20
+
+
+def test_long_free_answers_are_no_garbage(runs, given, tmp_path):
+    """Answers that are never met to the letter end no training, and make it no failure."""
+    own = talks(tmp_path / "own.jsonl", [[f"Say {word}", f"The river is {word} and {word[::-1]} and wide."] for word in WORDS[:300]])
+    free = {name: value for name, value in given.items() if name != "evaluation"}
+    lines = {"after_steps": 1, "malformed_tags": 0.0, "mode_collapse": 0.0, "loss_stuck": 1e9}
+    parts = phase(free | lines | {"data": str(own), "max_seq_length": 64, "max_steps": 8, "learning_rate": 1e-2})
+    warnings = [e["message"] for e in events(parts[0].folder) if e["kind"] == "warning"]
+    (long,) = [message for message in warnings if "answer_tokens" in message]
+    assert long.endswith(" of the expected answers cannot be given: they need more than answer_tokens 6")
+    done, claims = trained(*parts)
+    assert done.steps == 8 and claims["exact_match"]["value"] == 0 and claims["no_red_line"]["verdict"] == "PASS"
+    assert claims["held_out_loss"]["verdict"] == "PASS"
+
+
+def test_a_mute_model_keeps_to_no_format(runs, given, tmp_path):
+    """A base that only ever closes its turn: nothing that it says is well formed, and the first evaluation says so, which ends nothing before `after_steps`."""
+    import torch
+
+    from paleotrain.causal import Shape, load_causal, new_causal
+    from paleotrain.chat import add_chat, closing_token, weigh_tags
+    tokenizer = load_causal(given["base_model"]).tokenizer
+    model = new_causal("char_lstm", tokenizer, Shape(16, 1, 0), 64)
+    add_chat(tokenizer); weigh_tags(model, tokenizer)
+    with torch.no_grad(): model.head.bias[closing_token(tokenizer)] = 30
+    model.save_pretrained(tmp_path / "mute"); tokenizer.save_pretrained(tmp_path / "mute")
+    done, claims = trained(*phase(given | {"base_model": str(tmp_path / "mute"), "learning_rate": 1e-9, "max_steps": 8, "eval_items": 20}))
+    folder = only_run(runs)
+    assert done.steps == 8
+    told = {e["name"]: (e["step"], e["message"]) for e in events(folder) if e["kind"] == "warning" and "name" in e}
+    assert told["mute"] == (4, "100% of the answers say nothing (100% before training) at step 4; from step 1,000 on this is a red line")
+    assert told["mode_collapse"][0] == 4 and told["mute"][1] in claims["no_red_line"]["note"]
+    assert [claims[name]["verdict"] for name in ("tag_validity", "stop_rate")] == ["FAIL", "FAIL"]
+    assert {row["ended"] for row in table(folder, "answers")} == {"nothing"} and table(folder, "scores")[0]["valid"] == "0.0"
 
 
 @pytest.mark.parametrize(("changes", "said"), [
