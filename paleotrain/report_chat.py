@@ -133,7 +133,7 @@ def plot_learning(run: RunRecord) -> Figure | None:
     target = bar_of(run)
     if target is not None and name == "exact": below.axhline(100 * target, color=INK, lw=1, ls=(0, (4, 3)), label=f"asked {100 * target:g} %")
     mark_events((above, below), run)
-    above.set(ylabel="nats a learnt token", ylim=(0, None)); below.set(ylabel=f"{SHOWN[name]}, %", ylim=(-4, 104), xlabel="optimizer steps")
+    above.set(ylabel="nats per learnt token", ylim=(0, None)); below.set(ylabel=f"{SHOWN[name]}, %", ylim=(-4, 104), xlabel="optimizer steps")
     for axes in (above, below):
         if axes.get_legend_handles_labels()[0]: axes.legend(loc="lower right" if axes is below else "best")
     below.xaxis.set_major_formatter("{x:,.0f}")

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from .journal import NARROW, RunRecord, absent, count, esc, magnitude, note, number, pair, percent, read_run, small, table, typeset
-from .lead import failures as missed, sentence, undecided
+from . import summary
+from .summary import sentence
 from .plots import INK, SOFT, figure_html
 from .report_causal import NAMES
 from .report import limits, parameters
@@ -107,16 +108,13 @@ def knows(run: RunRecord) -> str:
 
 # %% ../nbs/15_report_curriculum.ipynb #f9804968
 def lead(run: RunRecord) -> str:
-    "What was taught and what it cost, in a sentence; what did not come out, or where the chain stopped, in the next."
+    "What was taught and what it cost; what did not come out, or where the chain stopped."
     rows, names = done(run), planned(run) or list(done(run))
     every = f"{len(names)} phase{'s' * (len(names) != 1)}"
     of = every if len(rows) in (0, len(names)) else f"{len(rows)} of {every}"
     said = f"{who(run)} was taught to answer in {of} ({', '.join(rows)}): {cost(run)}"
-    if not rows: said = f"{who(run)} is to be taught to answer in {of} ({', '.join(names)}); none is done yet"
-    judged = run.claims if run.status == "finished" else [c for c in run.claims if c["id"] not in ("gates", "no_red_line")]
-    short, open_ones = "; ".join(missed(judged)), map(sentence, undecided(run.claims)) if run.status == "finished" else ()
-    told = [sentence(said), knows(run) if rows else "", sentence(f"But {short}") if short else "", *open_ones, halted(run)]
-    return f'<p class="lead">{esc(" ".join(filter(None, told)))}</p>'
+    if not rows: said = f"{who(run)} was to be taught to answer in {of} ({', '.join(names)}); none is done yet"
+    return summary.lead(run, sentence(said), [knows(run) if rows else ""], inner=inner_runs(run), halted=halted(run))
 
 def halted(run: RunRecord) -> str:
     "Where a chain that has not come to its end stands, and what to do; empty for one that has."

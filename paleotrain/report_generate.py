@@ -8,8 +8,8 @@ __all__ = ['ENDS', 'SHOWN', 'WORDS', 'lead', 'one_text', 'texts', 'statistics_ta
 # %% ../nbs/15_report_generate.ipynb #3fec02eb
 from typing import Any
 
-from .journal import RunRecord, absent, count, esc, magnitude, note, percent, table, typeset
-from .lead import sentence
+from .journal import RunRecord, absent, count, esc, magnitude, note, percent, table
+from . import summary
 
 # %% ../nbs/15_report_generate.ipynb #0d572eb6
 ENDS = {"eos": "ended by the model's own end of text", "stop": "ended before a stop sequence", "length": "cut at the length asked"}
@@ -17,14 +17,13 @@ ENDS = {"eos": "ended by the model's own end of text", "stop": "ended before a s
 def lead(run: RunRecord) -> str:
     "What was written by which model, and how the texts ended, as an HTML paragraph."
     rows, parent, asked = run.tables.get("statistics", []), run.get("parent"), run.get("config")
-    if not rows: return f'<p class="lead">{esc(run.lacking("tables/statistics.csv", "Nothing has been written yet."))}</p>'
+    if not rows: return summary.lead(run, run.lacking("tables/statistics.csv", "Nothing has been written yet."))
     total = rows[0]
     ends = ", ".join(f"{total[f'ended_by_{name}']:.0f} {said}" for name, said in ENDS.items() if total[f"ended_by_{name}"])
     said = (f"{total['texts']:.0f} texts of {count(total['tokens'])} tokens in all were written to {max(1, len(rows) - 1)} prompts by a {parent['family']} of "
             f"{magnitude(parent['parameters'])} parameters at temperature {asked['temperature']['value']:g}: {ends}. "
-            f"{percent(total['repeated_4'], False)} of the word 4-grams stood in their text before.")
-    failed = [f"“{c['statement']}”" for c in run.claims if c["verdict"] == "FAIL"]
-    return f'<p class="lead">{esc(typeset(said + (" " + sentence("not met: " + ", ".join(failed)) if failed else "")))}</p>'
+            f"{percent(total['repeated_4'], False)} of the word 4-grams had appeared in their text before.")
+    return summary.lead(run, said)
 
 # %% ../nbs/15_report_generate.ipynb #fb5f3b4b
 SHOWN = 300 # texts of 512 tokens each stay below the 5 MB of a page

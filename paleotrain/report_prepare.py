@@ -13,27 +13,23 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .journal import RunRecord, absent, count, esc, magnitude, note, percent, quantity, small, table
-from .lead import sentence
+from .journal import RunRecord, absent, count, esc, magnitude, note, percent, small, table
+from . import summary
 from .plots import GREY, INK, OURS
 from .report import inputs_table
 
 # %% ../nbs/15_report_prepare.ipynb #7f558624
 def lead(run: RunRecord) -> str:
-    "What was read, what was kept, and what the claims say, as an HTML paragraph."
+    "What was read and what was kept, as an HTML paragraph."
     fates = run.tables.get("fates", [])
-    if not fates: return f'<p class="lead">{esc(run.lacking("tables/fates.csv", "Nothing has been written yet."))}</p>'
-    total = sum(row["documents"] for row in fates)
-    kept = sum(row["documents"] for row in fates if row["fate"] in ("train", "validation", "test"))
-    copies = sum(row["documents"] for row in fates if row["fate"] in ("copy", "near copy"))
+    if not fates: return summary.lead(run, run.lacking("tables/fates.csv", "Nothing has been written yet."))
+    def documents(*kinds: str) -> float: return float(sum(row["documents"] for row in fates if row["fate"] in kinds))
+    total, kept, copies = sum(row["documents"] for row in fates), documents("train", "validation", "test"), documents("copy", "near copy")
     words = sum(split["words"] for corpus in run.get("corpora").values() for split in corpus.values())
-    failed = [c for c in run.claims if c["verdict"] == "FAIL"]
-    held = sentence("; ".join(f"{c['metric']}: {quantity(c['value'], c.get('unit'))}, where {c['criterion']} was asked" for c in failed)) if failed else (
-        "No publication and no near copy stands on two sides.")
     said = (f"Of {magnitude(total)} documents from {len({row['source'] for row in fates})} sources {magnitude(kept)} were kept, {magnitude(words)} words "
             f"in {len(run.get('corpora'))} domains; {magnitude(copies)} were copies or near copies of others, {magnitude(total - kept - copies)} were "
-            f"left out for other reasons. {held}")
-    return f'<p class="lead">{esc(said)}</p>'
+            f"left out for other reasons.")
+    return summary.lead(run, said)
 
 # %% ../nbs/15_report_prepare.ipynb #f58118f9
 FATES = {"train": OURS, "validation": "#5b95c9", "test": "#b9d3ea", "copy": "#1b1f24", "near copy": "#5b6570"} # all else is hatched
