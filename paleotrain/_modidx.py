@@ -1242,6 +1242,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'paleotrain.plan.plan_problems': ('plan.html#plan_problems', 'paleotrain/plan.py')},
             'paleotrain.plots': { 'paleotrain.plots.bin_means': ('plots.html#bin_means', 'paleotrain/plots.py'),
                                   'paleotrain.plots.draw_change': ('plots.html#draw_change', 'paleotrain/plots.py'),
+                                  'paleotrain.plots.draw_parts': ('plots.html#draw_parts', 'paleotrain/plots.py'),
                                   'paleotrain.plots.ending': ('plots.html#ending', 'paleotrain/plots.py'),
                                   'paleotrain.plots.figure_html': ('plots.html#figure_html', 'paleotrain/plots.py'),
                                   'paleotrain.plots.kept': ('plots.html#kept', 'paleotrain/plots.py'),

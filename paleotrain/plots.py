@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'SOFT', 'GREY', 'WASH', 'OURS', 'STYLE', 'DOT', 'MARKERS', 'TEXTS', 'PARTS', 'PANELS', 'figure_html',
-           'plot_change', 'draw_change', 'part', 'plot_states', 'bin_means', 'plot_frequency', 'series', 'kept',
-           'resumes', 'ending', 'token_axis', 'plot_loss', 'plot_recovery', 'plot_perplexity']
+           'plot_change', 'draw_change', 'part', 'draw_parts', 'plot_states', 'bin_means', 'plot_frequency', 'series',
+           'kept', 'resumes', 'ending', 'token_axis', 'plot_loss', 'plot_recovery', 'plot_perplexity']
 
 # %% ../nbs/14_plots.ipynb #9e41624a
 import io
@@ -80,30 +80,37 @@ def part(run: RunRecord, text: str, ends: str) -> dict[str, Any]: # the row of t
     before = ("A to V", "B to V") if ends == "V" else (f"V to {ends}",)
     return next((r for r in run.tables.get("changes", []) if r["text"] == text and r["measure"] == "perplexity" and r["pair"] in before), {})
 
+def draw_parts(axes: Any, run: RunRecord, y: int, text: str) -> None:
+    "Two bars of a text, the second from where the first ends, with intervals; the placebo as a diamond."
+    start = 0.
+    for ends, shift in (("V", -.19), ("after", .19)):
+        row = part(run, text, ends)
+        if not row: continue
+        width, low, high = (math.log2(max(1e-12, 1 + row[name])) for name in ("change", "low", "high"))
+        axes.barh(y + shift, width, left=start, height=.34, lw=.6, **PARTS[ends] | ({} if not y else {"label": None}))
+        axes.plot([start + low, start + high], [y + shift] * 2, color=INK, lw=1.2)
+        said = f"{width:+.1f} bits".replace("-", "−") if text == "rare_terms" else percent(row["change"])
+        axes.annotate(said, (max(start, start + width, start + high), y + shift), (5, 0), textcoords="offset points", va="center", size=9,
+                      bbox={"fc": "white", "lw": 0, "pad": .6})
+        if ends == "V" and part(run, text, "placebo"):
+            other = width + math.log2(1 + part(run, text, "placebo")["change"])
+            axes.plot(other, y + .19, "D", mfc="white", color=INK, ms=6, zorder=4, label=None if y else "placebo")
+        start += width
+
 def plot_states(run: RunRecord) -> Figure | None:
-    "Bits gained or lost on each text, by the vocabulary and by the training, with intervals; the placebo as a diamond."
-    texts = [text for text in TEXTS if part(run, text, "after")]
-    if not texts: return None
-    axes = Figure(figsize=(9.8, .72 * len(texts) + 1.3), layout="constrained").subplots()
-    for y, text in enumerate(texts):
-        start = 0.
-        for ends, shift in (("V", -.19), ("after", .19)):
-            row = part(run, text, ends)
-            if not row: continue
-            width, low, high = (math.log2(max(1e-12, 1 + row[name])) for name in ("change", "low", "high"))
-            axes.barh(y + shift, width, left=start, height=.34, lw=.6, **PARTS[ends] | ({} if not y else {"label": None}))
-            axes.plot([start + low, start + high], [y + shift] * 2, color=INK, lw=1.2)
-            axes.annotate(percent(row["change"]), (max(start, start + width, start + high), y + shift), (5, 0), textcoords="offset points", va="center", size=9)
-            if ends == "V" and part(run, text, "placebo"):
-                other = width + math.log2(1 + part(run, text, "placebo")["change"])
-                axes.plot(other, y + .19, "D", mfc="white", color=INK, ms=6, zorder=4, label=None if y else "placebo")
-            start += width
-    axes.axvline(0, color=INK, lw=1)
-    axes.set(yticks=range(len(texts)), yticklabels=[TEXTS[text] for text in texts], ylim=(len(texts) - .5, -.5),
-             xlabel="change in bits per word, of rare terms per occurrence; left: better")
-    axes.margins(x=.09); axes.spines["left"].set_visible(False); axes.tick_params(axis="y", length=0)
-    axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=.2)
-    return axes.get_figure(root=True)
+    "Bits gained or lost on each text, by the vocabulary and by the training; rare terms on a scale of their own."
+    words = [text for text in TEXTS if text != "rare_terms" and part(run, text, "after")]
+    groups = [(some, unit) for some, unit in ((words, "word"), (["rare_terms"] * bool(part(run, "rare_terms", "after")), "occurrence")) if some]
+    if not groups: return None
+    rows = [len(some) for some, _ in groups]
+    figure = Figure(figsize=(9.8, .72 * sum(rows) + .8 + .55 * len(rows)), layout="constrained")
+    for axes, (some, unit) in zip(figure.subplots(len(rows), 1, height_ratios=rows, squeeze=False)[:, 0], groups, strict=True):
+        for y, text in enumerate(some): draw_parts(axes, run, y, text)
+        axes.axvline(0, color=INK, lw=1)
+        axes.set(yticks=range(len(some)), yticklabels=[TEXTS[text] for text in some], ylim=(len(some) - .5, -.5), xlabel=f"change in bits per {unit}")
+        axes.margins(x=.1); axes.spines["left"].set_visible(False); axes.tick_params(axis="y", length=0)
+    figure.axes[0].legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=.2)
+    return figure
 
 # %% ../nbs/14_plots.ipynb #6fad86f5
 def bin_means(points: np.ndarray) -> np.ndarray:

@@ -56,12 +56,12 @@ def halves(run: RunRecord, text: str) -> str:
 
 def beside(run: RunRecord) -> dict[str, str]:
     "Further clauses of claims: the parts of what was forgotten, and the domain's words outside the term list, whatever their sign."
-    found = {c["id"]: f": {halves(run, 'general')}" for c in run.claims if compared(c, {"A to after": "all"}) and c.get("about") == "forgetting"}
+    found = {c["id"]: f" ({halves(run, 'general')})" for c in run.claims if compared(c, {"A to after": "all"}) and c.get("about") == "forgetting"}
     rows = [m for m in run.tables["metrics"] if str(m["metric"]).endswith("words outside the term list")]
     outside = change_of(run, "outside", "V to after") or next(iter(rows), {})
     learned = next((c["id"] for c in run.claims if summary.of_learning(c)), "")
-    if outside and learned.startswith("domain"): found[learned] = f"; that of words outside the term list {summary.change_said(outside)}"
-    return {name: text for name, text in found.items() if text != ": "}
+    if outside and learned.startswith("domain"): found[learned] = f". The perplexity of words outside the term list {summary.change_said(outside)}"
+    return {name: text for name, text in found.items() if text != " ()"}
 
 def lead(run: RunRecord) -> str: # of a training on hidden words
     return summary.lead(run, task(run), beside=beside(run))

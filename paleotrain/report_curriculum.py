@@ -129,8 +129,9 @@ def halted(run: RunRecord) -> str:
                     "Change that phase and run the chain again: finished phases whose inputs have not changed are taken over.")
     under_way = [name for name in inner_runs(run) if name not in done(run)]
     word = {"running": "is running", "failed": "has failed"}.get(run.status, "was interrupted")
-    why = f" ({run.get('terminal')['reason']})" if run.get("terminal").get("reason") else ""
-    return f"The chain {word}{why}" + "".join(f"; {name}: {standing(run, name)}" for name in under_way) + "; this page shows what it had written by then."
+    why = f" ({summary.reason(run)})" if run.get("terminal").get("reason") else ""
+    begun = "" if inner_runs(run) else f" while it was {summary.doing(run)}; nothing was trained"
+    return f"The chain {word}{why}{begun}" + "".join(f"; {name}: {standing(run, name)}" for name in under_way) + "; this page shows what it had written by then."
 
 # %% ../nbs/15_report_curriculum.ipynb #36bf9fdd
 def untaught(run: RunRecord) -> bool: # the first phase gave the base its tags

@@ -89,9 +89,10 @@ def halted(run: RunRecord) -> str:
     "Where a chain that has not come to its end stands; empty for one that has."
     if run.status == "finished": return ""
     word = {"running": "is running", "failed": "has failed"}.get(run.status, "was interrupted")
-    why = f" ({run.get('terminal')['reason']})" if run.get("terminal").get("reason") else ""
+    why = f" ({summary.reason(run)})" if run.get("terminal").get("reason") else ""
+    begun = "" if inner_runs(run) else f" while it was {summary.doing(run)}; nothing was trained"
     under_way = [f"; {name}: {standing(run, name)}" for name in inner_runs(run) if name not in done(run)]
-    return f"The chain {word}{why}{''.join(under_way)}; this page shows what it had written by then."
+    return f"The chain {word}{why}{begun}{''.join(under_way)}; this page shows what it had written by then."
 
 # %% ../nbs/15_report_domains.ipynb #e28bd27a
 SHADE = {"learned": (11, 95, 165), "forgotten": (180, 83, 42)}

@@ -38,7 +38,8 @@ def moved(claim: dict[str, Any]) -> str:
     name, baseline = claim["metric"].partition(", against the same training")[0], quantity(claim.get("baseline"), claim.get("unit"))
     metric = re.sub("^(the )?", "the ", re.sub("^([^,]+), (.+)$", r"\1 (\2)", name))
     if claim.get("change") is None: return f"{metric}: {measured(claim)}" + f", against {baseline}" * (claim.get("baseline") is not None)
-    return f"{metric} {change_said(claim)} {compared(claim, PAIRS)}".rstrip() + f", from {baseline} to {quantity(claim['value'], claim.get('unit'))}"
+    value = quantity(claim["value"], claim.get("unit"))
+    return f"{metric} {change_said(claim)} {compared(claim, PAIRS)}".rstrip() + (f": {value}" if value == baseline else f", from {baseline} to {value}")
 
 def spoken(criterion: str) -> str: # in running text: `at most −10 %`
     words = {"≤": "at most", "≥": "at least", "<": "less than", ">": "more than", "=": "exactly"}
@@ -137,7 +138,7 @@ def go_on(run: RunRecord) -> str:
     "What to do with a run that did not come to its end, as an HTML paragraph; empty where there is nothing to do."
     if run.status not in ("failed", "interrupted"): return ""
     said = str(run.get("terminal").get("reason") or "")
-    mistaken = said.startswith("UserError") and not re.search(MENDABLE, said)
+    mistaken = run.status == "failed" and said.startswith("UserError") and not re.search(MENDABLE, said)
     if mistaken: return "<p>Start again with the fix: a resume would meet the same error.</p>"
     return f"<p>Go on with <code>{esc(resume_command(run))}</code></p>"
 
@@ -182,7 +183,7 @@ def lead(
     halted: str | None = None, # where it is that did not finish; None: as `halt` says
 ) -> str:
     "The sentences to quote, as an HTML paragraph."
-    results = outcome(run.claims, beside) or [so_far(run)]
+    results = outcome(run.claims, beside) or [so_far(run)] * (run.status != "failed" or bool(run.of_kind("eval") or run.unreadable))
     told = [never_better(run, inner or {}), task, *facts, empty_parts(run), *results, halt(run) if halted is None else halted]
     text = esc(typeset(" ".join(filter(None, told))))
     return '<p class="lead">' + re.sub(rf"((?:fell|rose|changed) by (?:a factor of \S+|[^ ]+{NARROW}(?:%|bits)))", r"<b>\1</b>", text) + "</p>"
