@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .answers import wilson
 from .chain import Chain, Phase
 from .core import read_json
 from .evaluation import claim, set_claim, verdict
+from .intervals import wilson
 from .ladder import table
 from .runs import Run, minutes_between, read_events, write_table
 from .sft_judge import Loss, forgetting_verdict, points_lost, watched

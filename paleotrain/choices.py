@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from .answers import wilson
 from .chat import Message, Rendered, cut_prompt, render
 from .claims import FEW_UNITS
 from .conversations import Conversation
 from .examples import Example, example_nats
-from .power_law import interval, resample
+from .intervals import interval, resample, wilson
 
 # %% ../nbs/13_choices.ipynb #f6216707
 LETTER = re.compile(r"([A-Z])\.\s+") # in front of an option

@@ -25,12 +25,12 @@ from .configurations import DaptConfig, TrainConfig
 from .core import Settings, UserError, locate, located, read_json, sha256_file, shown_path
 from .corpus import Occurrences, Splits, Term, count_terms, load_splits, nowhere, read_terms, term_pattern
 from .evaluation import batch_tokens, claim, evaluation_windows, fit_windows
+from .intervals import perplexity
 from .locate import check_base, parent_hash
-from .metrics import Window, score
+from .metrics import Window, score, unigram_scores
 from .models import LoadedModel, extend_model, load_mlm, parameter_count, pick_device, pick_precision, usable_positions, use_summed_loss
-from .perplexity import perplexity, unigram_scores
 from .plan import Plan, make_plan
-from .runs import Run, read_events, refuse_changed, same_parent
+from .runs import Run, refuse_changed, same_parent
 from .starting import frozen
 from .tokenizer import unknown_characters
 from .training import Trained, train
@@ -261,7 +261,6 @@ def validate(config: DaptConfig, base: Base, data: DaptData) -> dict[str, Any]:
     return values
 
 def train_dapt(run: Run, config: DaptConfig, base: Base, data: DaptData, planned: DaptPlan) -> Trained:
-    "Train to the end of the plan; the state before the first step is evaluated too."
-    if not any(event["kind"] == "eval" for event in read_events(run.folder)): run.log("eval", 0, split="validation", **validate(config, base, data))
+    "Train to the end of the plan."
     return train(run, config, use_summed_loss(base.loaded.model), base.tokenizer, planned.mix, planned.masker, planned.plan.steps, planned.plan.warmup,
                  lambda: validate(config, base, data))

@@ -15,10 +15,10 @@ from .configurations import DaptConfig
 from .core import Settings, read_json, write_json
 from .dapt import Base, DaptData, base_path
 from .evaluation import METRICS, batch_tokens, cloze, export_model, judged, metric_rows, set_claim, term_rows, write_samples
+from .intervals import Scores, compare
 from .loop import memory_gb
-from .metrics import Scores, score
+from .metrics import score
 from .models import LoadedModel, load_mlm, pick_device
-from .perplexity import compare
 from .runs import Run, best_checkpoint, finish, read_events, write_table
 from .tokenizer import fragmentation
 from .training import Trained

@@ -29,11 +29,11 @@ from .dapt import trained_on
 from .documents import Document, ReadReport, expand, read_documents, read_lines, suffix_of
 from .evaluation import claim, judged, write_samples
 from .generate import sample_statistics
+from .intervals import BITS, compare_rates
 from .judge import Judged, counted, openings, sample_rows, score_rows, set_figure, set_unknown, unit_rows, xz_bits
 from .locate import model_folder, parent_hash
 from .metrics import unit_names
 from .models import LoadedModel, autocast, parameter_count, pick_device, pick_precision
-from .perplexity import BITS, compare_rates
 from .runs import Run, finish, refuse_changed, same_parent, write_table
 from .starting import frozen
 from .scoring import Scored, coverage, in_stretches, per_character, score_texts

@@ -25,9 +25,9 @@ from .configurations import TrainConfig
 from .core import Settings, UserError, atomic_dir, atomic_write, locate, located, read_json, sha256, shown_path, stable_fraction, write_json
 from .corpus import Splits, count_words, counted_so, unspaced_words, weighed
 from .documents import Document, ReadReport, expand, read_documents
-from .metrics import Scores, Window, fitting, score, term_windows, top_words, whole_tokens, word_windows
+from .intervals import Comparison, Scores, compare, perplexity
+from .metrics import Window, fitting, score, term_windows, top_words, whole_tokens, word_windows
 from .models import LoadedModel, load_mlm, pick_device
-from .perplexity import Comparison, compare, perplexity
 from .runs import Run
 
 # %% ../nbs/07_evaluation.ipynb #f8993aa9

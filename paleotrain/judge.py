@@ -21,9 +21,8 @@ from .claims import FEW_UNITS
 from .configurations import Sampling
 from .evaluation import set_claim, verdict
 from .generate import generate, sample_statistics
-from .metrics import Scores
+from .intervals import BITS, Figure, Scores, divisor, figure, perplexity
 from .models import LoadedModel
-from .perplexity import BITS, Figure, divisor, figure
 from .scoring import Scored, coverage, unit_scores
 
 # %% ../nbs/08_judge.ipynb #4e7e083e
@@ -80,8 +79,7 @@ def score_rows(
         found, against = figure(judged.scores, per, scale, seed=seed), figure(unigram, per, scale, seed=seed).value if unigram else None
         row(measure, found, *((xz, xz_name) if measure == "bits a byte" else (against, "unigram model")))
         if measure == "nats a token":
-            value, low, high = (math.exp(x) for x in (found.value, found.low, found.high))
-            row("perplexity a token", Figure(value, low, high, found.n, found.units), None if against is None else math.exp(against), "unigram model")
+            row("perplexity a token", perplexity(judged.scores, per=per, seed=seed), None if against is None else math.exp(against), "unigram model")
     return rows
 
 # %% ../nbs/08_judge.ipynb #6b3f22b0

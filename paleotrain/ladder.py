@@ -22,7 +22,8 @@ from .claims import FEW_UNITS, promise
 from .configurations import Rung
 from .core import UserError, read_json, write_json
 from .evaluation import claim, verdict
-from .power_law import Floats, fit_power_law, forecast_largest, interval, resample
+from .intervals import Floats, interval, resample
+from .power_law import fit_power_law, forecast_largest
 from .runs import Run, derive_status, finish, read_events, write_table
 
 # %% ../nbs/09_ladder.ipynb #a14068a3

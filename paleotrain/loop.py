@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_SKIPPED', 'SLOWER', 'Tally', 'gpu_utilization', 'memory_gb', 'Progress', 'Tracker', 'Meter', 'save_checkpoint',
-           'note_skipped', 'log_train', 'decides', 'measured', 'judge', 'wants_stop', 'RunCallback']
+           'note_skipped', 'log_train', 'decides', 'measured', 'judge', 'wants_stop', 'before_first_step',
+           'RunCallback']
 
 # %% ../nbs/07_loop.ipynb #856360e9
 import math
@@ -20,7 +21,7 @@ import torch
 from transformers.trainer_callback import TrainerCallback # light: pulls in no Trainer
 
 from .configurations import TrainConfig
-from .core import UserError, atomic_dir, write_json
+from .core import UserError, atomic_dir, set_seed, write_json
 from .runs import Run, checkpoints
 
 # %% ../nbs/07_loop.ipynb #b7c5420a
@@ -132,24 +133,26 @@ def save_checkpoint(
     metric: float | None, # validation metric at this step, lower is better; None: not evaluated here
     keep: int, # best ones to keep
 ) -> Path:
-    "Write checkpoints/step-NNNNNN whole, then remove those that are neither among the best nor the latest."
+    "Write checkpoints/step-NNNNNN whole, then remove those that are neither step 0 nor among the best nor the latest."
     step = trainer.state.global_step
     folder = run.folder / "checkpoints" / f"step-{step:06d}"
     with atomic_dir(folder) as aside:
         trainer.save_model(str(aside))
         tokenizer.backend_tokenizer.no_truncation(); tokenizer.backend_tokenizer.no_padding() # what the last call asked for is no part of it
         tokenizer.save_pretrained(aside)
-        trainer._save_optimizer_and_scheduler(str(aside))
-        trainer._save_scaler(str(aside))
-        trainer._save_rng_state(str(aside))
-        trainer.state.save_to_json(str(aside / "trainer_state.json"))
+        if step: # what the next step goes on with
+            trainer._save_optimizer_and_scheduler(str(aside))
+            trainer._save_scaler(str(aside))
+            trainer._save_rng_state(str(aside))
+            trainer.state.save_to_json(str(aside / "trainer_state.json"))
         (aside / "training_args.bin").unlink(missing_ok=True) # a pickle that ties the folder to one version; the manifest says it better
         run.log("checkpoint", step, path=f"checkpoints/{folder.name}", metric=metric, best=step == tally.best_step)
         write_json(aside / "checkpoint.json", {"step": step, "metric": metric, "events": run.settled(),
                                                "tally": {k: v if math.isfinite(v) else None for k, v in asdict(tally).items()},
                                                "files": {p.name: p.stat().st_size for p in sorted(aside.iterdir())}})
-    ranked = sorted((c for c in checkpoints(run.folder) if c["metric"] is not None), key=lambda c: (c["metric"], c["step"]))
-    for old in checkpoints(run.folder):
+    trained = [saved for saved in checkpoints(run.folder) if saved["step"]]
+    ranked = sorted((c for c in trained if c["metric"] is not None), key=lambda c: (c["metric"], c["step"]))
+    for old in trained:
         if old["step"] != step and old not in ranked[:keep]: shutil.rmtree(old["folder"])
     return folder
 
@@ -223,6 +226,14 @@ def wants_stop(loop: "RunCallback", step: int) -> bool:
         loop.reason = f"no improvement over {config.early_stopping_threshold:g} in {stale} evaluations"
     return bool(loop.reason)
 
+# %% ../nbs/07_loop.ipynb #6b809a55
+def before_first_step(loop: "RunCallback") -> None:
+    "Evaluate and save the state before training, where it is not saved yet."
+    if not checkpoints(loop.run.folder):
+        judge(loop, 0)
+        save_checkpoint(loop.run, loop.trainer, loop.tokenizer, loop.tally, loop.metric, loop.config.save_total_limit)
+    set_seed(loop.config.seed)
+
 # %% ../nbs/07_loop.ipynb #e1dfe49b
 class RunCallback(TrainerCallback): # type: ignore[misc]
     "Writes a training into its run."
@@ -246,6 +257,7 @@ class RunCallback(TrainerCallback): # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.tracker, self.progress = Tracker(self.run, self.config), Progress(self.steps, state.global_step, self.run.manifest.get("phase", "train"))
         self.open = [self.progress, self.tracker]
+        if state.global_step == 0: before_first_step(self)
         self.clock, self.meter = time.perf_counter(), Meter(self.tally, self.config, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SPACED', 'EVALUATED', 'Target', 'Window', 'unit_names', 'cut_window', 'width_of', 'word_windows', 'term_windows',
-           'span_tokens', 'whole_tokens', 'target_words', 'Scores', 'score', 'restored', 'fitting', 'top_words']
+           'span_tokens', 'whole_tokens', 'target_words', 'score', 'restored', 'fitting', 'top_words', 'unigram_scores']
 
 # %% ../nbs/06_metrics.ipynb #8bc8b7c8
 import heapq
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from .claims import FEW_UNITS
 from .core import UserError, sha256
 from .corpus import LETTERS, PAIR, UNSPACED, count_words, find_terms, weighed
 from .documents import Document
+from .intervals import Scores
 from .models import logits_at, usable_positions
 from .tokenizer import runs_on
 
@@ -182,17 +183,6 @@ def target_words(windows: Sequence[Window]) -> NDArray[np.int64]:
     return np.array([1 if t.term else count_words(w.text[t.start:t.end]) for w in windows for t in w.targets], dtype=np.int64)
 
 # %% ../nbs/06_metrics.ipynb #6a258ee2
-@dataclass
-class Scores:
-    "Nats of every target, in one order for all models: window by window."
-    nats: NDArray[np.float64] # [targets]
-    pieces: NDArray[np.int64] # tokens each target was scored as
-    characters: NDArray[np.int64]
-    units: list[str] # of each target, for the bootstrap
-    terms: list[str] # "" for a plain word
-    bytes: NDArray[np.int64] | None = None # of each target's text in UTF-8, where whole texts were scored; None for hidden words
-    words: NDArray[np.int64] | None = None # of each target, as `corpus` counts them; None: each is one
-
 @dataclass(slots=True)
 class _Row:
     "One forward row: a window with some pieces hidden, and what is asked of it."
@@ -293,3 +283,23 @@ def top_words(
         found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         answers.append([(tokenizer.decode([i]).strip() or tokenizer.convert_ids_to_tokens(i), round(p, 4)) for i, p in found])
     return answers
+
+# %% ../nbs/06_metrics.ipynb #beb1a403
+def unigram_scores(
+    tokenizer: Any,
+    texts: Iterable[str], # training text; never the text that is scored
+    windows: Sequence[Window],
+) -> Scores:
+    "The same targets scored by piece frequency alone, add-one smoothed."
+    counts = np.ones(len(tokenizer))
+    for text in texts: np.add.at(counts, encode_plain(tokenizer, text, add_special_tokens=False)["input_ids"], 1)
+    nats = -np.log(counts / counts.sum())
+    totals, pieces = [], []
+    for window in windows:
+        coded = encode_plain(tokenizer, window.text)
+        for target in window.targets:
+            span = span_tokens(window.text, coded["offset_mapping"], target.start, target.end)
+            totals.append(sum(nats[coded["input_ids"][i]] for i in span)); pieces.append(len(span))
+    targets = [t for w in windows for t in w.targets]
+    return Scores(np.array(totals), np.array(pieces), np.array([t.end - t.start for t in targets]),
+                  [w.unit for w in windows for _ in w.targets], [t.term for t in targets], words=target_words(windows))

@@ -41,7 +41,8 @@ def make_plan(
     epochs, tokens = steps / per_epoch, steps / per_epoch * tokens_per_epoch
     warmup = math.ceil(config.warmup_steps * steps) if config.warmup_steps < 1 else int(config.warmup_steps)
     evaluations, saves = steps // config.eval_steps, steps // config.save_steps
-    checkpoint_gb = parameters * 4 * 3 / 2**30 # weights and two moments, float32
+    weights_gb = parameters * 4 / 2**30 # float32
+    checkpoint_gb = 3 * weights_gb # with two moments
     decided = f"max_steps, wins over {config.num_train_epochs:g} epochs" if config.max_steps else f"{config.num_train_epochs:g} epochs"
     rows = [
         ("training tokens an epoch", f"{tokens_per_epoch:,}", f"{batches_per_epoch:,} micro-batches"),
@@ -49,10 +50,10 @@ def make_plan(
         ("optimizer steps", f"{steps:,}", decided),
         ("epochs", f"{epochs:,.1f}", f"{tokens:,.0f} tokens seen"),
         ("warm-up", f"{warmup:,} steps", f"{warmup / steps:.0%} of all"),
-        ("evaluations", f"{evaluations + 1:,}", f"every {config.eval_steps:,} steps and at the end"),
-        ("checkpoints", f"{saves + 1:,}", f"every {config.save_steps:,} steps; the best {config.save_total_limit} and the latest stay"),
+        ("evaluations", f"{math.ceil(steps / config.eval_steps) + 1:,}", f"before training, every {config.eval_steps:,} steps and at the end"),
+        ("checkpoints", f"{saves + 2:,}", f"every {config.save_steps:,} steps; step 0, the best {config.save_total_limit} and the latest stay"),
         ("parameters", f"{parameters / 1e6:,.1f} M", ""),
-        ("disk", f"{checkpoint_gb * (config.save_total_limit + 2):.1f} GB", f"{checkpoint_gb:.2f} GB a checkpoint"),
+        ("disk", f"{weights_gb + checkpoint_gb * (config.save_total_limit + 2):.1f} GB", f"{checkpoint_gb:.2f} GB per checkpoint"),
     ]
     problems = plan_problems(config, steps, epochs, warmup, evaluations, evaluation_units)
     if gpu_memory_gb and gpu_memory_gb < 12 and parameters > 150e6 and batch * config.max_seq_length > 2048:

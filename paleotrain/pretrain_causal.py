@@ -28,11 +28,11 @@ from .dapt import check_parent_text
 from .documents import Document, expand, stem_of
 from .evaluation import batch_tokens, claim, export_model, sample_documents, set_claim, write_samples
 from .generate import prompt_ids, reading_limit
+from .intervals import BITS, figure
 from .judge import Judged, openings, sample_rows, score_rows, set_figure, set_unknown, unigram_of, unit_rows, xz_bits
 from .locate import parent_hash
 from .metrics import unit_names
 from .models import LoadedModel, parameter_count, pick_device, pick_precision
-from .perplexity import BITS, figure
 from .plan import Plan, make_plan
 from .runs import Run, best_checkpoint, finish, read_events, refuse_changed, same_parent, write_table
 from .starting import frozen

@@ -20,9 +20,9 @@ from .core import Settings, UserError, locate, located, read_json, set_seed, wri
 from .corpus import Splits, load_splits
 from .dapt import check_length, data_summary, masked_example
 from .evaluation import batch_tokens, claim, cloze, evaluation_windows, export_model, fit_windows, judged, metric_row, write_samples
+from .intervals import compare, perplexity
 from .locate import parent_hash
-from .metrics import Window, score
-from .perplexity import compare, perplexity, unigram_scores
+from .metrics import Window, score, unigram_scores
 from .models import LoadedModel, load_mlm, new_mlm, parameter_count, pick_device, pick_precision, use_summed_loss
 from .plan import Plan, make_plan
 from .runs import Run, best_checkpoint, finish, refuse_changed, same_parent, write_table

@@ -157,15 +157,15 @@ def measured(config: QloraConfig, data: DomainData, model: Any) -> dict[str, flo
 
 def evaluated(run: Run, config: QloraConfig, data: DomainData, loaded: LoadedModel) -> dict[str, Any]:
     "The figures of one evaluation."
-    items, before = prompts_of(config, data, SHOWN), run.manifest["before"]
+    items, figures = prompts_of(config, data, SHOWN), measured(config, data, loaded.model)
+    if "before" not in run.manifest: run.update(before=figures) # before the first step the adapter changes nothing
+    before = run.manifest["before"]
     answers = answer(loaded.model, loaded.tokenizer, items, config.answer_tokens, batch_tokens(config))
-    return {**measured(config, data, loaded.model), "base_nats": before["nats"], "base_train_nats": before["train_nats"],
+    return {**figures, "base_nats": before["nats"], "base_train_nats": before["train_nats"],
             "samples": [{"prompt": one.prompt, "expected": one.expected, "text": one.text, "ended": one.ended} for one in answers]}
 
 def train_qlora(run: Run, config: QloraConfig, loaded: LoadedModel, data: DomainData, plan: Plan, mix: ExampleMix) -> Trained:
-    "Train to the end of the plan; the base is measured first."
-    if "before" not in run.manifest:
-        with loaded.model.disable_adapter(): run.update(before=measured(config, data, loaded.model))
+    "Train to the end of the plan."
     if config.device == "cuda": torch.cuda.reset_peak_memory_stats()
     model = use_chunked_loss(loaded.model, CHUNK) if head_is_last(loaded.model) else use_causal_loss(loaded.model)
     done = train(run, config, model, loaded.tokenizer, mix, padded_batch, plan.steps, plan.warmup,

@@ -29,11 +29,10 @@ from .domain_sets import DomainData
 from .evaluation import batch_tokens, export_model, set_claim, verdict, write_samples
 from .examples import Example, encode, example_nats
 from .four_bit import frozen_hash, load_base, worst_layer
+from .intervals import Comparison, Scores, compare
 from .judge import counted
 from .loop import memory_gb
-from .metrics import Scores
 from .models import LoadedModel
-from .perplexity import Comparison, compare
 from .qlora import FORGOTTEN, prompts_of, some
 from .runs import Run, best_checkpoint, finish, now, read_events, write_table
 from .sft import drawn

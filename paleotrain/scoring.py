@@ -20,7 +20,8 @@ from torch import Tensor
 from .batches import encode_plain
 from .causal import context_length
 from .core import UserError
-from .metrics import Scores, restored
+from .intervals import Scores
+from .metrics import restored
 
 # %% ../nbs/06_scoring.ipynb #b3508357
 def spans(

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .answers import Answer, answer, prompts_by_length, score_answers, wilson
+from .answers import Answer, answer, prompts_by_length, score_answers
 from .batches import plain_ids, tokenizer_hash
 from .causal import config_and_tokenizer, context_length, load_causal, use_causal_loss
 from .chat import closing_token, end_tokens, fit, freeze_date, weigh_tags
@@ -29,6 +29,7 @@ from .documents import ReadReport
 from .evaluation import batch_tokens, claim
 from .examples import ExampleMix, Prepared, by_source, leak, nats_per_token, on_side, packed_batch, padded_batch
 from .instructions import Item
+from .intervals import wilson
 from .locate import base_path, parent_hash
 from .mixture import CLOSE
 from .models import LoadedModel, parameter_count, pick_device, pick_precision

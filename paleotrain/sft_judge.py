@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from .answers import Answer, answer, score_rows, wilson
+from .answers import Answer, answer, score_rows
 from .causal import load_causal
 from .configurations import SftConfig
 from .core import read_json, write_json
 from .evaluation import batch_tokens, export_model, set_claim, verdict, write_samples
+from .intervals import interval, resample, wilson
 from .models import pick_device
-from .power_law import interval, resample
 from .runs import Run, best_checkpoint, finish, read_events, write_table
 from .sft import FORGOTTEN, STOPPED, VALID, SftData, before_training
 from .training import Trained

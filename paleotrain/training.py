@@ -160,7 +160,7 @@ def check_disk(
     trained = sum(4 * weight.numel() for weight in model.parameters() if weight.requires_grad)
     whole = trained if hasattr(model, "peft_config") else sum(weight.numel() * weight.element_size() for weight in model.parameters())
     there = sum(file.stat().st_size for saved in checkpoints(folder) for file in saved["folder"].iterdir())
-    free, needed = shutil.disk_usage(folder).free, (whole + 2 * trained) * (keep + 2) - there
+    free, needed = shutil.disk_usage(folder).free, whole + (whole + 2 * trained) * (keep + 2) - there
     if needed <= free: return
     raise UserError("disk", f"{needed / 2**30:.1f} GB of checkpoints to come and {free / 2**30:.1f} GB free",
                     "make room or set runs in settings.ini to a larger disk")
@@ -218,7 +218,9 @@ def train(
     sums: dict[str, Any] = {k: math.inf if v is None else v for k, v in saved[-1]["tally"].items()} if saved else {}
     tally, done = Tally(**sums), saved[-1]["step"] if saved else 0
     if not saved: run.update(events_before_training=run.settled())
-    def ended(step: int, reason: str) -> Trained: return Trained(step, reason, tally.seconds, tally.waited / max(tally.seconds, 1e-9))
+    def ended(step: int, reason: str) -> Trained:
+        worse = "; no evaluation was better than before training" if tally.best_step == 0 and math.isfinite(tally.best) else ""
+        return Trained(step, reason + worse, tally.seconds, tally.waited / max(tally.seconds, 1e-9))
     if done >= steps: return ended(done, "max_steps reached")
     if config.early_stopping_patience and tally.stale >= config.early_stopping_patience: # it had stopped before it was judged
         if not run.manifest["attempts"][-1].get("extends"): return ended(done, f"no improvement in {tally.stale} evaluations")
@@ -234,7 +236,7 @@ def train(
     callback.trainer = trainer
     at_once = False
     try:
-        with on_sigint(stop_button(run.folder)): trainer.train(resume_from_checkpoint=str(saved[-1]["folder"]) if saved else None)
+        with on_sigint(stop_button(run.folder)): trainer.train(resume_from_checkpoint=str(saved[-1]["folder"]) if done else None)
     except KeyboardInterrupt: at_once = True # and no more: what is raised in here would hold the Trainer, as its context
     except torch.OutOfMemoryError as error:
         raise UserError("memory", f"the GPU's memory ran out ({str(error).splitlines()[0]})", SMALLER) from None

@@ -169,7 +169,7 @@ def test_a_killed_chain_goes_on_inside_its_phase(taught, in_place, tmp_path, mon
     runs = tmp_path / "runs" # of its own, so that nothing is taken over
     monkeypatch.setenv("PALEOTRAIN_RUNS", str(runs))
     given = options({"chain": write_chain(in_place), "base_model": in_place / "base"})
-    folder = killed_at("*/phases/beta/checkpoints/step-*/checkpoint.json", runs, "run", "curriculum", *given)
+    folder = killed_at("*/phases/beta/checkpoints/step-*[1-9]/checkpoint.json", runs, "run", "curriculum", *given)
     from paleotrain.runs import derive_status
     assert [derive_status(folder / part) for part in (".", "phases/alpha", "phases/beta")] == ["interrupted", "finished", "interrupted"]
     alpha = (folder / "phases/alpha/manifest.json").read_bytes()

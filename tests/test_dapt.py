@@ -92,7 +92,7 @@ def test_a_killed_run_is_interrupted_and_resumable(runs):
     """kill -9 on papermill and its kernel: no terminal record, lock free, and the run goes on from its checkpoint."""
     words = [str(BIN / "papermill"), "nbs/run_dapt.ipynb", os.devnull, *options(QUICK | {"max_steps": 40, "save_steps": 10, "eval_steps": 10})]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    wait_for(lambda: any(runs.glob("dapt-*/checkpoints/step-*/checkpoint.json")), process)
+    wait_for(lambda: any(runs.glob("dapt-*/checkpoints/step-*[1-9]0/checkpoint.json")), process)
     import psutil
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for member in family: member.kill()

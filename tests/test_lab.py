@@ -203,7 +203,7 @@ def test_the_stop_button(page, lab):
     notebook.until(lambda: notebook.steps(1))
     notebook.stop()
     said, folder = notebook.ended(), only_run(lab.runs)
-    (saved,) = checkpoints(folder)
+    _, saved = checkpoints(folder)
     assert said.count(LINE) == 1 and "Traceback" not in said, said
     assert f"Interrupted: stopped at step {saved['step']}; go on with: " in said and f'resume = "{folder.name}" in the parameters cell' in said, said
     assert derive_status(folder) == "interrupted" and "was interrupted at step" in (folder / "report.html").read_text()
@@ -216,4 +216,4 @@ def test_the_stop_button(page, lab):
     assert min(notebook.steps(2)) == saved["step"] + 1 # it went on from there
     assert said.count(LINE) == 1 and "Traceback" not in said, said
     assert f", at once; its last checkpoint is step {saved['step']}; go on with: " in said, said
-    assert derive_status(folder) == "interrupted" and [one["step"] for one in checkpoints(folder)] == [saved["step"]]
+    assert derive_status(folder) == "interrupted" and [one["step"] for one in checkpoints(folder)] == [0, saved["step"]]

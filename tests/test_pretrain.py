@@ -46,9 +46,9 @@ def test_tiny_base_beats_half_of_a_unigram_model_on_real_text():
     from paleotrain.core import load_settings
     from paleotrain.dapt import evaluation_windows
     from paleotrain.corpus import load_splits
-    from paleotrain.metrics import score
+    from paleotrain.metrics import score, unigram_scores
     from paleotrain.models import load_mlm
-    from paleotrain.perplexity import compare, unigram_scores
+    from paleotrain.intervals import compare
     from paleotrain.plan import TrainConfig
     settings = load_settings()
     text = settings.corpora / "general/wikitext2_test.txt"

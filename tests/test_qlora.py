@@ -62,7 +62,7 @@ def test_run_qlora_from_a_domain_to_an_adapter(runs, given, tmp_path):
     assert manifest["adapter"]["optimizer"] == "adamw_8bit" and manifest["adapter"]["base_bytes"] < manifest["adapter"]["base_full_bytes"] / 4
     assert {split: one["documents"] for split, one in manifest["data"]["splits"].items()} == {"train": 40, "validation": 24, "test": 24}
     figures = [e for e in events(folder) if e["kind"] == "eval"]
-    assert [e["step"] for e in figures] == [4, 8, 12] and figures[-1]["nats"] < figures[0]["base_nats"] == manifest["before"]["nats"]
+    assert [e["step"] for e in figures] == [0, 4, 8, 12] and figures[-1]["nats"] < figures[0]["nats"] == figures[-1]["base_nats"] == manifest["before"]["nats"]
     claims = {c["id"]: c for c in json.loads((folder / "claims.json").read_text())}
     assert [claims[id]["verdict"] for id in ("adapter_beats_base", "base_unchanged", "lora_changed", "four_bit_gradients")] == ["PASS"] * 4
     assert claims["cross_domain_forgetting"]["verdict"] in ("PASS", "FAIL", "INCONCLUSIVE") and "ice" in claims["cross_domain_forgetting"]["note"]
@@ -142,7 +142,7 @@ def test_a_killed_and_resumed_adapter_is_the_same_to_the_bit(runs, given):
     whole = only_run(runs)
     assert train_process(ADAPTED, given, die=6) == -signal.SIGKILL
     (killed,) = set(runs.iterdir()) - {whole}
-    assert [p.name for p in killed.glob("checkpoints/step-*")] == ["step-000004"]
+    assert {p.name for p in killed.glob("checkpoints/step-*")} == {"step-000000", "step-000004"}
     assert train_process(ADAPTED, {"resume": killed.name}) == 0
     for name in ("adapter_model.safetensors", "optimizer.pt"):
         assert (killed / "checkpoints/step-000012" / name).read_bytes() == (whole / "checkpoints/step-000012" / name).read_bytes(), name

@@ -83,7 +83,7 @@ def test_pressed_once_and_twice_while_training_with_a_loader_process(notebook):
     notebook.wait(lambda: trained(notebook.runs, 1))
     notebook.press()
     said, folder = notebook.end(), only_run(notebook.runs)
-    (saved,) = checkpoints(folder)
+    _, saved = checkpoints(folder)
     assert said.count(LINE) == 1 and "Traceback" not in said, said
     assert last_line(said) == (f"Interrupted: stopped at step {saved['step']}; go on with: paleotrain run dapt --resume {folder.name}, "
                                f'or resume = "{folder.name}" in the parameters cell')
@@ -104,7 +104,7 @@ def test_pressed_once_and_twice_while_training_with_a_loader_process(notebook):
     assert derive_status(folder) == "interrupted" and (folder / "report.html").stat().st_mtime_ns > before
     manifest = json.loads((folder / "manifest.json").read_text())
     assert [attempt["from_step"] for attempt in manifest["attempts"]] == [0, saved["step"]]
-    assert [one["step"] for one in checkpoints(folder)] == [saved["step"]]
+    assert [one["step"] for one in checkpoints(folder)] == [0, saved["step"]]
 
 
 def test_pressed_in_another_cell(notebook):
@@ -131,7 +131,7 @@ def test_pressed_in_a_rung(notebook):
     (rung,) = (folder / "rungs").iterdir()
     assert said.count(LINE) == 1 and "Traceback" not in said, said
     assert last_line(said).startswith(f"Interrupted: stopped in {rung.name}; go on with: paleotrain run scaling --resume {folder.name}, ")
-    assert len(checkpoints(rung)) == 1 and derive_status(rung) == derive_status(folder) == "interrupted"
+    assert len(checkpoints(rung)) == 2 and derive_status(rung) == derive_status(folder) == "interrupted"
     assert (folder / "report.html").exists()
 
 
