@@ -39,6 +39,9 @@ def moved(claim: dict[str, Any]) -> str:
     metric = re.sub("^(the )?", "the ", re.sub("^([^,]+), (.+)$", r"\1 (\2)", name))
     if claim.get("change") is None: return f"{metric}: {measured(claim)}" + f", against {baseline}" * (claim.get("baseline") is not None)
     value = quantity(claim["value"], claim.get("unit"))
+    if claim.get("pair") == "": # not two states of one model: nothing rose or fell
+        said = change_said(claim).replace("fell by", "came out lower by").replace("rose by", "came out higher by").replace("changed by", "came out different by")
+        return f"{metric} {said} than the baseline: {value}, against {baseline}".replace("did not change", "came out no different")
     return f"{metric} {change_said(claim)} {compared(claim, PAIRS)}".rstrip() + (f": {value}" if value == baseline else f", from {baseline} to {value}")
 
 def spoken(criterion: str) -> str: # in running text: `at most −10 %`
@@ -59,8 +62,7 @@ def verdict_said(claim: dict[str, Any]) -> str:
     asked, why = f", where {spoken(claim['criterion'])} was asked", re.split(": points to|;", note)[0]
     ends = {"PASS": "", "FAIL": asked,
             "TOO FEW": f"{asked}; {why or 'too few units'}: " + (f"points to {points}" if points else "no verdict"),
-            "INCONCLUSIVE": f"{asked}; it points to {points}, but there is no verdict: {why}" if points else
-                            f", which leaves open whether it is {spoken(claim['criterion'])}",
+            "INCONCLUSIVE": asked + (f"; it points to {points}, but there is no verdict: {why}" if points else ": undecided"),
             "BEFORE TRAINING": f"{asked}: missed before training already" if bad(claim) else ", which held before training already"}
     return moved(claim) + ends[claim["verdict"]]
 
@@ -186,4 +188,4 @@ def lead(
     results = outcome(run.claims, beside) or [so_far(run)] * (run.status != "failed" or bool(run.of_kind("eval") or run.unreadable))
     told = [never_better(run, inner or {}), task, *facts, empty_parts(run), *results, halt(run) if halted is None else halted]
     text = esc(typeset(" ".join(filter(None, told))))
-    return '<p class="lead">' + re.sub(rf"((?:fell|rose|changed) by (?:a factor of \S+|[^ ]+{NARROW}(?:%|bits)))", r"<b>\1</b>", text) + "</p>"
+    return '<p class="lead">' + re.sub(rf"((?:fell|rose|changed|lower|higher) by (?:a factor of \S+|[^ ]+{NARROW}(?:%|bits)))", r"<b>\1</b>", text) + "</p>"
