@@ -6,8 +6,8 @@
 __all__ = ['TEXT_COLUMNS', 'VERDICTS', 'NEEDED', 'NARROW', 'COUNTED', 'COMPARED', 'SIGNS', 'RAISED', 'RunRecord', 'last_step',
            'per', 'read_csv', 'read_lines', 'read_entries', 'in_bits', 'read_run', 'number', 'percent', 'magnitude',
            'duration', 'typeset', 'filesize', 'quantity', 'spanned', 'measured', 'by_factor', 'far', 'factors',
-           'changed', 'compared', 'labelled', 'results', 'changes', 'table', 'esc', 'small', 'count', 'note', 'absent',
-           'pair', 'plain_signs', 'readable', 'text_table']
+           'changed', 'compared', 'labelled', 'results', 'changes', 'table', 'without_gaps', 'esc', 'small', 'count',
+           'note', 'absent', 'pair', 'plain_signs', 'readable', 'text_table']
 
 # %% ../nbs/14_journal.ipynb #9769042a
 import codecs
@@ -60,7 +60,7 @@ TEXT_COLUMNS = ("term", "category", "source", "stage", "reason", "fate", "item",
 
 def per(text: object) -> str:
     "Names of measures as they are said today: `bits a byte`, as older runs wrote it, becomes `bits per byte`."
-    text = re.sub(r"\b(nats|bits|perplexity|steps|tokens|pieces|loss) an? (\w+)", r"\1 per \2", str(text))
+    text = re.sub(r"\b((?:nats|bits|perplexity|steps|tokens|pieces)(?: [\d.,]+)?) an? (\w+)", r"\1 per \2", str(text))
     return text.replace("words that are no terms", "words outside the term list")
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
@@ -231,6 +231,9 @@ def table(align: str, head: Sequence[str], rows: Iterable[Sequence[str]], kind: 
         return "<tr>" + "".join(f'<{tag} class="{a}">{cell}</{tag}>' for a, cell in zip(align, cells, strict=True)) + "</tr>"
     body = "".join(line(row, "td") for row in rows)
     return f'<table class="{kind}"><thead>{line(head, "th")}</thead><tbody>{body}</tbody></table>' if body else ""
+
+def without_gaps(text: str) -> str: # many empty lines as a sign with their number: an answer of newlines would be a page of nothing
+    return re.sub(r"(?:[ \t]*\n){4,}", lambda gap: f" ↵ × {gap[0].count(chr(10))}\n", text)
 
 def esc(text: object) -> str: return html.escape(str(text)) # safe in content and in attributes
 def small(text: object) -> str: return f'<span class="small">{esc(text)}</span>' if text else ""

@@ -21,7 +21,7 @@ from typing import Any
 
 from .core import UserError, atomic_write, load_settings, read_json, write_json
 from paleotrain.journal import (
-    NARROW, RunRecord, absent, changed, compared, count, duration, esc, filesize, magnitude, measured, note, number, pair, percent,
+    NARROW, RunRecord, absent, changed, compared, count, duration, esc, filesize, magnitude, measured, note, number, pair, per, percent,
     quantity, read_run, small, spanned, table, typeset,
 )
 from . import summary
@@ -82,8 +82,8 @@ def header(
 # %% ../nbs/15_report.ipynb #505f9174
 BADGES = {"PASS": "✓", "FAIL": "✕", "INCONCLUSIVE": "?", "TOO FEW": "<", "BEFORE TRAINING": "○", "NOT RUN": "–"} # told apart in greyscale too
 ABOUT = {"learning": "what was learned", "forgetting": "what was forgotten", "vocabulary": "what the vocabulary did"}
-STATES = {"V to after": "from the extended model before its first step to the end", "A to after": "from the base to the end",
-          "A to V": "from the base to the extended model before its first step", "before to after": "from before the first step to the end",
+STATES = {"V to after": "from before the first step to the end", "A to after": "from the base to the end",
+          "A to V": "from the base to before the first step", "before to after": "from before the first step to the end",
           "placebo to after": "against the same training on general text alone"}
 
 def badge(claim: dict[str, Any]) -> str: # the verdict, and where it points
@@ -109,14 +109,15 @@ def verdicts(run: RunRecord) -> str:
     if not run.claims: return absent(run.lacking("claims.json", "No claims yet: they are written before the first step."))
     shape = "llrrrrr" if relative(run) else "llrrr"
     def line(c: dict[str, Any]) -> tuple[str, ...]:
-        numbers = [*map(esc, (typeset(c["criterion"]), quantity(c.get("baseline"), c.get("unit")), measured(c), changed(c))), sizes(c)]
+        spans = [esc(span).replace(" (", " <br>(") for span in (measured(c), changed(c))] # an interval below its figure leaves room for the claim
+        numbers = [esc(typeset(c["criterion"])), esc(quantity(c.get("baseline"), c.get("unit"))), *spans, sizes(c)]
         return badge(c), claim_said(c), *(numbers if relative(run) else (numbers[0], numbers[2], numbers[4]))
     found, rest = [c["verdict"] for c in run.claims], not_run(run.claims)
     said = ", ".join(f"{found.count(v)} {v}" for v in BADGES if v in found) + ". "
     if any(e.get("status") == "claims" for e in run.of_kind("status")): said += "Criteria were written to the run before its first step. "
     head: tuple[str, ...] = ("verdict", "claim", "criterion", "baseline", f"result (95{NARROW}% interval)", f"change (95{NARROW}% interval)", "n")
     if not relative(run): head = (*head[:3], head[4], head[6])
-    named = run.manifest.get("baseline") or ("not named" if relative(run) else "")
+    named = per(run.manifest.get("baseline") or "") or ("not named" if relative(run) else "")
     against = re.sub("^(?:Baseline )?(?:([ABC]): )?", lambda m: f"Baseline {m[1]}: " if m[1] else "Baseline: ", named) if named else ""
     last = f'<tr><td colspan="{len(shape)}">{small(rest)}</td></tr>' if rest else ""
     shown = table(shape, head, [line(c) for c in run.claims if not unasked(c)], "verdicts")
@@ -242,7 +243,7 @@ def example(run: RunRecord) -> str:
 
 # %% ../nbs/15_report.ipynb #b06ee8b1
 def inputs_table(run: RunRecord) -> str:
-    "Every input file with its licence and the first digits of its hash, and what of it was broken, left out or not read as it stands."
+    "Every input file with its licence and the first digits of its hash, and what of it was broken, left out or not read as it is."
     def marred(entry: Any) -> str:
         notes = "; ".join(f"{count(times)} × {why}" for why, times in entry.get("left_out", {}).items())
         return "".join(f"<br>{small(line)}" for line in (*entry.get("bad_lines", []), *filter(None, [notes])))
@@ -307,7 +308,7 @@ def environment_table(run: RunRecord) -> str:
              "GPU": h["gpu"] or "none", "precision": h.get("precision"), "peak memory": quantity(max(memory), "GB") if memory else "",
              "speed": f"{number(speed[len(speed) // 2])} optimizer steps per second (median)" if speed else "",
              "steps left out": f"{len(skipped):,}, in which fp16 overflowed; the last in {skipped[-1].get('layer')}" if skipped else "",
-             "parent model": parent.get("model"), "its head": parent.get("head"),
+             "parent model": parent.get("model"), "its head": per(parent.get("head") or ""),
              "versions": " · ".join(f"{name} {version}" for name, version in run.get("versions").items())}
     return table("ll", ("", ""), [(esc(name), esc(fact)) for name, fact in facts.items() if fact], "facts")
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from paleotrain.journal import (
-    NARROW, RunRecord, absent, count, esc, magnitude, note, number, pair, percent, small, spanned, table,
+    NARROW, RunRecord, absent, count, esc, magnitude, note, number, pair, percent, small, spanned, table, without_gaps,
 )
 from . import summary
 from .summary import sentence
@@ -29,7 +29,7 @@ from .plots import GREY, INK, OURS, SOFT, ending, kept, resumes, series, token_a
 # %% ../nbs/15_report_causal.ipynb #468ea46e
 NAMES = {"gpt2": "GPT-2", "llama": "Llama", "qwen2": "Qwen2", "char_lstm": "Char-LSTM"}
 
-def held_out(run: RunRecord) -> str: # the split the result is told of
+def held_out(run: RunRecord) -> str: # the split whose result is given
     return "test" if any(r["split"] == "test" for r in run.tables.get("scores", [])) else "validation"
 
 def trained_on(run: RunRecord) -> str:
@@ -184,7 +184,9 @@ STAGES = "display:grid;grid-template-columns:repeat(auto-fit,minmax(14rem,1fr));
 def spread(steps: Sequence[int], most: int = 4) -> list[int]: # first, last, and what lies evenly between
     return sorted({steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)}) if steps else []
 
-def cut(text: str, most: int = 320) -> str: return text if len(text) <= most else text[:most].rstrip() + " …"
+def cut(text: str, most: int = 320) -> str: # of a text, without gaps
+    text = without_gaps(text)
+    return text if len(text) <= most else text[:most].rstrip() + " …"
 
 def block(prompt: str, text: str, said: str) -> str: # a prompt, what was written after it, and a line about it
     return f'<figure><pre style="margin:.3rem 0"><b>{esc(prompt)}</b>{esc(text)}</pre><figcaption style="margin:0 0 .7rem">{esc(said)}</figcaption></figure>'
@@ -247,12 +249,12 @@ WORDS = {
     "nats per token": "the same for a token. Long tokens are harder to guess, so it compares only models with the same tokenizer.",
     "perplexity per token": "e to the power of nats per token: as if the model chose at random among so many tokens.",
     "xz": "a program that compresses files. As a baseline it has read the training text before, as the model has.",
-    "unigram model": "a guesser that knows how often each token occurs and nothing of what stands before it: the least a model has to beat.",
+    "unigram model": "a guesser that knows how often each token occurs and nothing of what comes before it: the least a model has to beat.",
     "context": "how many tokens back the model can look.",
     "prompt": "the beginning given to the model, which goes on from there.",
     "temperature": "how freely it draws: 0 takes the likeliest token each time (greedy), 1 draws as the model believes.",
     "distinct-2": "of the pairs of neighbouring words in a sample, the share that is different from the others; low where it repeats itself.",
-    "repeated 4-grams": "the share of runs of four words that stood in the sample before.",
+    "repeated 4-grams": "the share of runs of four words that had appeared in the sample before.",
     "units": "the documents or passages kept out of training; they are redrawn whole for the intervals.",
     "95 % interval": "where the figure lies in 95 of 100 redrawings of the units.",
     "verdicts": "PASS: the whole interval meets the criterion; FAIL: all of it misses; INCONCLUSIVE: it crosses the criterion, or there are fewer than "

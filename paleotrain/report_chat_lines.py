@@ -71,7 +71,7 @@ def red_cell(run: RunRecord, name: str) -> str:
     return f"{value:.3g}{mark}{gauge(1 if line else near)}{small(f'{LINES[name][1]} {limit:.3g}; step {step:,}, {max(0, near):.0%} of the way')}"
 
 def red_lines(runs: Mapping[str, RunRecord]) -> str:
-    "All five red lines, a column a run: the worst figure, its limit, and how near it came."
+    "All five red lines, one column per run: the worst figure, its limit, and how near it came."
     if not runs: return absent("No phase has been trained yet.")
     rows = [(f"<b>{plain_name(name)}</b><br>{small(what)}", *(red_cell(run, name) for run in runs.values())) for name, (what, _) in LINES.items()]
     early = " or ".join(sorted({f"{red_limits(run)['after_steps']:,}" for run in runs.values()}))

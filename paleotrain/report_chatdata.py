@@ -82,12 +82,12 @@ def kinds_table(run: RunRecord) -> str:
     if not data: return absent("Nothing has been written yet.")
     if "sources" not in data:
         facts = f"{count(data['examples'])} conversations to learn from, {count(data['evaluation'])} prompts to be judged by"
-        return note(f"{facts}; a training sets a validation part apart.")
+        return note(f"{facts}; a training keeps a validation part out.")
     unit = "supervised tokens" if data["supervised"] == "tokens" else "bytes of answers"
     rows = [(f"<code>{esc(s['name'])}</code> {small('the new lesson' if s['role'] == 'own' else 'replayed')}", count(s["examples"]), count(s["supervised"]),
              percent(s["share"], False)) for s in data["sources"]]
     left = "; ".join(f"{count(n)} {esc(why)}" for why, n in data["left_out"].items() if n) or "none"
-    said = (f"Only training sides are mixed; {count(data['validation'])} conversations of the new lesson are kept apart in <code>held_out.jsonl</code>. "
+    said = (f"Only training sides are mixed; {count(data['validation'])} conversations of the new lesson are kept out, in <code>held_out.jsonl</code>. "
             f"Left out: {left}.")
     return table("lrrr", ("source", "conversations", unit, "share"), rows) + note(said)
 

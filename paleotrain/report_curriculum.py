@@ -51,7 +51,7 @@ def gate_said(gate: dict[str, Any]) -> str:
     return f"{plain_name(gate['gate'])} {sign} {gate['wanted']:g}: {'not measured' if gate['found'] is None else number(gate['found'])}"
 
 def standing(run: RunRecord, name: str) -> str:
-    "How a phase ended or where it stands, in a few words."
+    "How a phase ended or where it is, in a few words."
     row, inner = done(run).get(name, {}), inner_runs(run).get(name)
     if inner and crossing(inner): return f"stopped by the red line “{plain_name(crossing(inner)['name'])}” at step {crossing(inner)['step']:,}"
     if gates(run, name, True): return f"trained, but its gate was missed: {'; '.join(map(gate_said, gates(run, name, True)))}"
@@ -131,7 +131,8 @@ def halted(run: RunRecord) -> str:
     word = {"running": "is running", "failed": "has failed"}.get(run.status, "was interrupted")
     why = f" ({summary.reason(run)})" if run.get("terminal").get("reason") else ""
     begun = "" if inner_runs(run) else f" while it was {summary.doing(run)}; nothing was trained"
-    return f"The chain {word}{why}{begun}" + "".join(f"; {name}: {standing(run, name)}" for name in under_way) + "; this page shows what it had written by then."
+    where = "".join(f"; {name}: {standing(run, name)}" for name in under_way)
+    return f"The chain {word}{why}{begun}{where}; this page shows what it had written by then."
 
 # %% ../nbs/15_report_curriculum.ipynb #36bf9fdd
 def untaught(run: RunRecord) -> bool: # the first phase gave the base its tags
@@ -177,7 +178,7 @@ def draw_cell(axes: Any, x: int, y: int, row: dict[str, Any], own: bool) -> None
 def matrix_said(run: RunRecord) -> str: # the caption
     bare = " The base is not judged" + (": it has no tags to answer with." if untaught(run) else ".")
     return (f"Share of prompts answered exactly, with its 95{NARROW}% interval; darker: more. A row a model, a column the prompts of a phase; framed: a "
-            f"phase's own. What stands below a frame is what is left of it. – not judged: not taught yet, or no ancestor of the model.{bare}")
+            f"phase's own. Below a frame is what is left of it. – not judged: not taught yet, or no ancestor of the model.{bare}")
 
 def forgetting_table(run: RunRecord) -> str:
     "What each phase came to, what it is now, and the points between."
@@ -236,7 +237,7 @@ def phases_html(run: RunRecord) -> str: # all of them, those not begun too
 
 # %% ../nbs/15_report_curriculum.ipynb #1d57673d
 def phases_table(run: RunRecord) -> str:
-    "All phases in a line each: how they stand, and what they cost."
+    "All phases in a line each: where they are, and what they cost."
     rows = []
     for name in dict.fromkeys([*planned(run), *done(run), *inner_runs(run)]):
         row = done(run).get(name, {})

@@ -40,7 +40,7 @@ def done(run: RunRecord) -> dict[str, dict[str, Any]]: # the domains that were j
 def every(run: RunRecord) -> list[str]: return list(dict.fromkeys([*named(run), *done(run), *inner_runs(run)])) # domains, begun or not
 
 def standing(run: RunRecord, name: str) -> str:
-    "How a domain's training ended or where it stands, in a few words."
+    "How a domain's training ended or where it is, in a few words."
     row, inner = done(run).get(name, {}), inner_runs(run).get(name)
     if row.get("reused_from"): return f"not trained again: taken from {row['reused_from']}"
     if row: return "done"

@@ -136,7 +136,7 @@ def coverage_section(run: RunRecord) -> str:
     rows, text = text_rows(run, "coverage"), run.get("data", "splits", "text")
     if not rows: return note(f"The tokenizer can spell all {count(text['characters'])} characters of the text.")
     lost = sum(int(row["count"]) for row in rows)
-    said = (f"{lost:,} of {count(text['characters'])} characters ({percent(lost / text['characters'], False)}) are unknown. One token stands for all of them, "
+    said = (f"{lost:,} of {count(text['characters'])} characters ({percent(lost / text['characters'], False)}) are unknown. One token is read for all of them, "
             "and which of them it was the model is not asked: the figures on this page are too low by what that would have cost.")
     def name(letter: str) -> str: return f"<code>{esc(letter)}</code>" if letter.strip() else "blank"
     shown = [(name(row["character"]), f"U+{ord(row['character']):04X}", count(int(row["count"]))) for row in rows[:20]]
@@ -149,7 +149,7 @@ def samples_section(run: RunRecord) -> str:
     about = run.get("samples")
     ones, twos, threes, fours = (percent(about[name], False) for name in ("distinct_1", "distinct_2", "distinct_3", "repeated_4"))
     said = (f"All {len(run.samples)} texts, none picked, drawn at temperature {about['temperature']:g}; prompts bold. Of the words {ones} are different, "
-            f"of pairs of words {twos}, of triples {threes}; {fours} of the runs of four words had stood in the text before.")
+            f"of pairs of words {twos}, of triples {threes}; {fours} of the runs of four words had appeared in the text before.")
     def one(row: dict[str, Any]) -> str:
         end = f"{row['tokens']} tokens, {'ended by itself' if row['ended_by_eos'] else 'cut at its length'}"
         return f'<p style="white-space:pre-wrap"><b>{esc(row["prompt"])}</b>{esc(row["text"])}<br>{small(end)}</p>'
@@ -158,7 +158,7 @@ def samples_section(run: RunRecord) -> str:
 # %% ../nbs/15_report_evaluate.ipynb #2878b58e
 WORDS = {
     "token": "the piece of text a model reads and writes at a time: a character, a part of a word, a word.",
-    "surprisal": "what a token cost: minus the logarithm of the probability that the model gave it, after what stands before it. In nats; "
+    "surprisal": "what a token cost: minus the logarithm of the probability that the model gave it, after what comes before it. In nats; "
                  "0.69 nats are even odds, 4.6 one in a hundred.",
     "bits per byte": "the surprisal of the whole text, in bits (1.44 to a nat), over its bytes in UTF-8. It does not depend on how the tokenizer cuts; "
                    "lower is better.",

@@ -8,7 +8,7 @@ __all__ = ['ENDS', 'SHOWN', 'WORDS', 'lead', 'one_text', 'texts', 'statistics_ta
 # %% ../nbs/15_report_generate.ipynb #3fec02eb
 from typing import Any
 
-from .journal import RunRecord, absent, count, esc, magnitude, note, percent, table
+from .journal import RunRecord, absent, count, esc, magnitude, note, percent, table, without_gaps
 from . import summary
 
 # %% ../nbs/15_report_generate.ipynb #0d572eb6
@@ -33,13 +33,14 @@ def one_text(sample: dict[str, Any]) -> str:
     about = (f"{count(sample['tokens'])} tokens, {ENDS[sample['ended']]}; distinct-2 {percent(sample['distinct_2'], False)}, "
              f"repeated 4-grams {percent(sample['repeated_4'], False)}")
     return (f'<p class="example" style="background:#f5f7f9;color:#1b1f24;padding:.8em 1.1em;white-space:pre-wrap;overflow-wrap:anywhere;margin-bottom:.2em">'
-            f'<b style="color:#0b5fa5">{esc(sample["prompt"])}</b>{esc(sample["text"])}</p><p class="small" style="margin:0 0 1.1em">{esc(about)}</p>')
+            f'<b style="color:#0b5fa5">{esc(sample["prompt"])}</b>{esc(without_gaps(sample["text"]))}</p>'
+            f'<p class="small" style="margin:0 0 1.1em">{esc(about)}</p>')
 
 def texts(run: RunRecord) -> str:
     "Every text with its prompt."
     if not run.samples: return absent(run.lacking("samples.jsonl", "No texts yet."))
     shown = run.samples[:SHOWN]
-    cut = f"The first {SHOWN} of {len(run.samples):,} texts (the others stand in samples.jsonl)"
+    cut = f"The first {SHOWN} of {len(run.samples):,} texts (the others are in samples.jsonl)"
     said = f"All {len(shown):,} texts" if len(shown) == len(run.samples) else cut
     return note(f"{said}, in the order they were written. The prompt is bold.") + "".join(map(one_text, shown))
 
@@ -64,7 +65,7 @@ WORDS = {
     "top-k, top-p": "draw from the k likeliest tokens alone; from the likeliest that together have the probability p.",
     "eos, stop, length": "how a text ended: by the model's own end-of-text token, before a stop sequence, or at the number of tokens asked.",
     "distinct-n": "different n-grams of words, divided by all (Li et al. 2016). It falls with the amount of text: compare only like with like.",
-    "repeated 4-grams": "four words in a row that stood in the same text before, as a share of all; running text has hardly any, a model in a loop many.",
+    "repeated 4-grams": "four words in a row that had appeared in the same text before, as a share of all: many in a loop.",
     "longest run": "one word repeated without another between, at most so often in a row.",
 }
 

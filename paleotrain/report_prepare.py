@@ -95,7 +95,7 @@ def clusters_table(run: RunRecord) -> str:
     return table("rrr", ("documents in a cluster", "clusters", "documents"), rows) or note("No two documents are copies or near copies of each other.")
 
 def evaluation_table(run: RunRecord) -> str:
-    "The evaluation text that was named, and how much of it stood in the documents read."
+    "The evaluation text that was named, and how much of it is in the documents read."
     rows = run.tables.get("contamination", [])
     if not rows: return note("No evaluation text was named with <code>evaluation</code>.")
     met = sorted((r for r in rows if r["found"]), key=lambda r: -r["share"])
@@ -107,7 +107,7 @@ def evaluation_table(run: RunRecord) -> str:
 
 # %% ../nbs/15_report_prepare.ipynb #81a1066e
 def example(run: RunRecord) -> str:
-    "The passage with most edits: what stood there struck through, what came in its place marked."
+    "The passage with most edits: what was there struck through, what came in its place marked."
     pieces = run.manifest.get("example")
     if not pieces: return note("The normalisation changed nothing but spaces and quotes.")
     def shown(text: str) -> str: return esc(text.replace("\n", "⏎").replace("\f", "␌").replace("\u00ad", "·"))
@@ -121,10 +121,10 @@ def example(run: RunRecord) -> str:
     return f'{note(said)}<p class="example" style="background:#f5f7f9;color:#1b1f24;padding:.8em 1.1em;white-space:pre-wrap">{text}</p>'
 
 WORDS = {
-    "word": "what stands between blanks; in a script without blanks (Chinese, Japanese, Thai ...) two letters in a row.",
+    "word": "what is between blanks; in a script without blanks (Chinese, Japanese, Thai ...) two letters in a row.",
     "Jaccard index": "of two texts: the word 5-grams they share, divided by all that either has. Copies have 1; from 0.8 on we speak of near copies.",
     "group": "what must not be split: the documents of one publication, and with them whatever is a copy or near copy of one of them.",
     "13-gram": "thirteen words in a row; two texts hardly share one by chance.",
-    "overlap": "an evaluation document half of whose 13-grams stand in training; it is left out.",
+    "overlap": "an evaluation document half of whose 13-grams appear in training; it is left out.",
     "chat examples": "short conversations for fine-tuning, built from a document by a template.",
 }

@@ -192,7 +192,7 @@ WORDS = {
     "unigram": "keeps the set of pieces under which the text is likeliest, and cuts a word the likeliest way. As in DeBERTa-v3.",
     "wordpiece": "takes the longest piece it knows from the left; a word with an unknown letter is lost whole. As in BERT.",
     "character": "every character is a token.",
-    "covered": "a character that stands in no unknown token; what is not covered a model can neither read nor write.",
+    "covered": "a character that is in no unknown token; what is not covered a model can neither read nor write.",
     "cut": "of a term of one word: more than one token, or unknown, in a place. Four are tried: after a space, after a bracket, before a comma, at the start.",
     "95 % interval": "where the figure lies in 95 of 100 redrawings of the test documents.",
 }

@@ -145,7 +145,7 @@ def test_a_missed_gate_and_damaged_files(tmp_path: Path) -> None:
 def test_prompts_without_one_right_answer_are_neither_right_nor_wrong(tmp_path: Path) -> None:
     folder = examples("15_report_chat")["without_answers"](made("sft", tmp_path))
     page = render_report(folder).read_text(encoding="utf-8")
-    assert "Its 600 prompts have no one right answer: 100.0 % of the answers are well formed" in lead(page) and "exactly" not in lead(page)
+    assert "None of its 600 prompts has a single right answer; 100.0 % of the answers are well formed" in lead(page) and "exactly" not in lead(page)
     assert "None of these prompts has one right answer" in page and "no prompt of it has one right answer" in words(part(page, "Failures"))
     shown = "".join(part(page, name) for name in ("Before and after", "Failures"))
     assert "✓" not in shown and "✕" not in shown and "No answers judged yet" not in page
