@@ -257,6 +257,4 @@ WORDS = {
     "repeated 4-grams": "the share of runs of four words that had appeared in the sample before.",
     "units": "the documents or passages kept out of training; they are redrawn whole for the intervals.",
     "95 % interval": "where the figure lies in 95 of 100 redrawings of the units.",
-    "verdicts": "PASS: the whole interval meets the criterion; FAIL: all of it misses; INCONCLUSIVE: it crosses the criterion, or there are fewer than "
-                "20 units.",
 }

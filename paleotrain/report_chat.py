@@ -270,6 +270,5 @@ WORDS = {
     "gate": "what a phase has to reach before the next one begins.",
     "95 % interval": "where the share lies for all prompts of this kind, as far as so many can tell (Wilson 1927); of points lost, by redrawing the prompts. "
                      "It does not cover another training.",
-    "verdicts": "PASS: the whole interval meets the criterion; FAIL: all of it misses; INCONCLUSIVE: it crosses the criterion; NOT RUN: not judged. "
-                "A criterion that names a value and an interval (copying) is read as it is written.",
+    "criterion": "one that names a value and an interval (copying) is read as it is written.",
 }

@@ -250,6 +250,4 @@ WORDS = {
     "dropout": "while training, a part of the adapter's inputs is put to 0 at random; off whenever something is measured.",
     "points": "differences of shares in per cent: from 40 % to 43 % is 3 points.",
     "95 % interval": "where the figure lies in 95 of 100 redrawings of the documents; of shares, Wilson 1927. It does not cover another training.",
-    "verdicts": "PASS: the whole interval meets the criterion; FAIL: all of it misses; INCONCLUSIVE: it crosses the criterion, or there are fewer than "
-                "20 documents.",
 }

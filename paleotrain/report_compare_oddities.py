@@ -71,7 +71,7 @@ def too_little(run: RunRecord) -> list[Oddity]:
     "Sets too small to tell, and text that was cut to fit."
     found = []
     small = [f"{r['set']} ({count(r['units'])} documents)" for r in loss_rows(run, "own", "other", "general") if r["units"] is not None and r["units"] < 20]
-    why = "With fewer than 20 an interval cannot be trusted, so that a claim on them is INCONCLUSIVE. More documents decide it, not more training."
+    why = "With fewer than 20 an interval cannot be trusted, so that a claim on them gets no verdict. More documents decide it, not more training."
     if small: found.append(Oddity("Before and after", f"Too few documents: {', '.join(small)}", why))
     few = [f"{r['set']} ({count(r['documents'])} documents)" for r in accuracy_rows(run) if true(r.get("few"))]
     if few: found.append(Oddity("Questions with a key", f"Too few questions: {', '.join(few)}", "One answer more or less moves the accuracy by points."))

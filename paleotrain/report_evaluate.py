@@ -167,6 +167,4 @@ WORDS = {
     "unknown": "a character that is not in the tokenizer's vocabulary. The model reads one and the same token for all of them.",
     "stretch": "one text alone is cut, after it was scored, into stretches of about 2,000 characters at line ends, so that there is something to redraw.",
     "95 % interval": "where the figure lies in 95 of 100 redrawings of the documents or stretches.",
-    "verdicts": "PASS: the whole interval meets the criterion; FAIL: all of it misses; INCONCLUSIVE: it crosses the criterion, or there are fewer than "
-                "20 documents or stretches.",
 }

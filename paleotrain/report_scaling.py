@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHAPES', 'LINES', 'WORDS', 'rows_of', 'rungs_of', 'called', 'of_law', 'lead', 'look', 'groups_of', 'reach',
            'plot_ladder', 'plain_ticks', 'laws_table', 'matched_rungs', 'plot_matched', 'ladder_table', 'curve',
-           'plot_curves', 'spread', 'samples', 'words']
+           'plot_curves', 'spread', 'samples']
 
 # %% ../nbs/15_report_scaling.ipynb #36191121
 from typing import Any
@@ -193,8 +193,4 @@ WORDS = {
     "compute": "floating-point operations of the training, 6 N D: six for each of N parameters that are no embeddings, at each of D tokens.",
     "exponent b": "how steep the line is: with N times ten, bits per byte fall to 10 to the power of −b of what they were.",
     "distinct word pairs": "share of the pairs of neighbouring words in a sample that are unlike each other; low where a model repeats itself.",
-} | {name: GLOSSARY[name] for name in ("nats", "95 % interval", "test units", "verdicts")}
-
-def words() -> str:
-    "The words of this report, explained."
-    return f'<dl class="small">{"".join(f"<dt>{esc(word)}</dt><dd>{esc(said)}</dd>" for word, said in WORDS.items())}</dl>'
+} | {name: GLOSSARY[name] for name in ("nats", "95 % interval", "test units")}
