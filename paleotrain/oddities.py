@@ -59,7 +59,7 @@ def after_the_best(run: RunRecord) -> list[Oddity]:
     (steps, valid), drawn = series(run, "eval", "nats"), series(run, "eval", "train_nats")[1]
     base, base_train, best = series(run, "eval", "base_nats")[1], series(run, "eval", "base_train_nats")[1], kept(run)
     found = []
-    if best and steps[-1] > best[0][0] and valid[-1] > best[0][1]:
+    if best and steps[-1] > best[0][0] > 0 and valid[-1] > best[0][1]: # from step 0 on it is another oddity
         what = f"Validation rose from {number(best[0][1])} nats at step {best[0][0]:,} to {number(valid[-1])} at step {steps[-1]:,}"
         which = "The checkpoint kept is the one of the lower figure" if run.status == "finished" else "The lower figure is the best so far"
         falling = len(drawn) > 1 and drawn[-1] < drawn[steps.index(best[0][0])] if len(drawn) == len(steps) else False

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['INK', 'SOFT', 'GREY', 'WASH', 'OURS', 'STYLE', 'DOT', 'MARKERS', 'TEXTS', 'PARTS', 'PANELS', 'figure_html',
            'plot_change', 'draw_change', 'part', 'draw_parts', 'plot_states', 'bin_means', 'plot_frequency', 'series',
-           'kept', 'resumes', 'ending', 'token_axis', 'plot_loss', 'plot_recovery', 'plot_perplexity']
+           'kept', 'resumes', 'ending', 'token_axis', 'validation_loss', 'loss_unit', 'plot_loss', 'plot_recovery',
+           'plot_perplexity']
 
 # %% ../nbs/14_plots.ipynb #9e41624a
 import io
@@ -166,18 +167,26 @@ def token_axis(axes: Any, run: RunRecord) -> None:
     top.set_xlabel("million tokens read"); top.xaxis.set_major_formatter("{x:,g}")
 
 # %% ../nbs/14_plots.ipynb #72f82fb8
+def validation_loss(run: RunRecord) -> str: # the figure of eval events in the unit of the training loss; older runs have none
+    return "nats_per_token" if series(run, "eval", "nats_per_token")[0] else "nats"
+
+def loss_unit(run: RunRecord) -> str:
+    "What the two losses are counted in."
+    if validation_loss(run) == "nats_per_token": return "nats per predicted token"
+    return "nats: training per predicted token, validation per word"
+
 def plot_loss(run: RunRecord) -> Figure | None:
     "Training and validation loss; resumes, the best checkpoint and the reason for the stop are marked."
-    train, valid, terminal = series(run, "train", "loss"), series(run, "eval", "nats"), run.get("terminal")
+    train, valid, terminal = series(run, "train", "loss"), series(run, "eval", validation_loss(run)), run.get("terminal")
     if not train[0] and not valid[0]: return None
     axes = Figure(figsize=(4.9, 3.9), layout="constrained").subplots()
     every = max(1, len(valid[0]) // 20)
-    if train[0]: axes.plot(*train, color=GREY, lw=1.2, label="training, per masked token")
-    if valid[0]: axes.plot(*valid, color=OURS, lw=1.6, marker="o", ms=4, markevery=every, label="validation, per word")
+    if train[0]: axes.plot(*train, color=GREY, lw=1.2, label="training")
+    if valid[0]: axes.plot(*valid, color=OURS, lw=1.6, marker="o", ms=4, markevery=every, label="validation")
     best = [(step, nats) for step, nats in zip(*valid, strict=True) if step == terminal.get("best_step")]
     if best: axes.plot(*best[0], "*", color=INK, ms=11, label="checkpoint kept", zorder=5)
     for step in resumes(run): axes.axvline(step, color=SOFT, lw=1, ls=":")
-    axes.set(xlabel="optimizer steps", ylabel="loss, nats"); axes.margins(y=.12)
+    axes.set(xlabel="optimizer steps", ylabel=f"loss, {loss_unit(run)}"); axes.margins(y=.12)
     axes.xaxis.set(major_locator=MaxNLocator(7, integer=True), major_formatter="{x:,.0f}")
     token_axis(axes, run)
     axes.legend()
@@ -203,7 +212,8 @@ PANELS = (("domain", "domain_perplexity", "domain text, perplexity per word"), (
 
 def plot_perplexity(run: RunRecord) -> Figure | None:
     "Validation figures over training, a panel a text, each with its own scale and its criterion as a line."
-    criteria = {c["id"]: c.get("threshold") for c in run.claims}
+    from_step_0 = [c for c in run.claims if c.get("pair", "V to after").startswith(("V to", "before to"))] # older runs name no pair
+    criteria = {c["id"]: c.get("threshold") for c in from_step_0}
     curves = [(claim, title, criteria.get(claim), *series(run, "eval", name)) for claim, name, title in PANELS]
     curves = [curve for curve in curves if curve[3]]
     if not curves: return None

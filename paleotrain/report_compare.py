@@ -34,6 +34,7 @@ def direction(row: Mapping[str, Any]) -> str:
     "`learned`, `forgotten` or `unclear`: on which side of no change the whole interval lies, where there are documents enough to tell."
     low, high, units = row.get("change_low"), row.get("change_high"), row.get("units", row.get("test_units"))
     if low is None or high is None or (units is not None and units < 20): return "unclear"
+    if max(abs(low), abs(high)) < .0005: return "unclear" # it rounds to nothing
     return "learned" if high < 0 else "forgotten" if low > 0 else "unclear"
 
 def domain_of(run: RunRecord) -> str: # what is adapted to

@@ -120,7 +120,8 @@ TRAIN = ("dapt", "pretrain", "sft", "curriculum", "qlora", "domains", "scaling")
 def doing(run: RunRecord) -> str:
     "What a run is or was last doing, as far as its files tell."
     steps = run.get("config", "max_steps").get("value")
-    if run.of_kind("train"): return "judging the result" if isinstance(steps, int) and run.step >= steps else "training"
+    ended = [e for e in run.of_kind("status") if e.get("status") == "stopping" and "cancel" not in str(e.get("reason"))] # by a rule
+    if run.of_kind("train"): return "judging the result" if ended or (isinstance(steps, int) and run.step >= steps) else "training"
     if run.of_kind("eval"): return "beginning to train"
     if run.claims: return "at work on what it had planned"
     if run.get("parent"): return "making its plan"
