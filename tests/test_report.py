@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from conftest import HOSTILE, examples, page_of
-from paleotrain.journal import read_run
-from paleotrain.report import render_report
+from conftest import HOSTILE, ROOT, examples, page_of
+from paleotrain.journal import VERDICTS, read_run
+from paleotrain.report import BADGES, render_report
 from paleotrain.report_terminal import claims_table, compare_runs
 
 SECTIONS = ["Verdicts", "Before and after", "Curves", "Terms", "Samples", "Oddities", "Data", "Parameters", "Limits", "Environment", "Repeat", "Glossary"]
@@ -172,6 +172,51 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     assert "was interrupted at step 1,800 of 2,000 (Ctrl-C)" in top
     assert "<code>paleotrain run dapt --resume dapt-20260304-220512-9f3a</code>" in top
     assert "Dotted: a resume" not in page_of(folder) # there was none
+
+
+def test_rare_terms_are_shown_in_bits(tmp_path: Path) -> None:
+    folder = examples("14_journal")["example_run"](tmp_path)
+    claims = json.loads((folder / "claims.json").read_text())
+    change = {name: value / 6.36e13 - 1 for name, value in (("change", 1.97e6), ("change_low", 1.2e6), ("change_high", 3.1e6))}
+    found = dict(baseline=6.36e13, value=1.97e6, low=1.2e6, high=3.1e6, **change)
+    claims[1] |= {"metric": "perplexity of rare-term occurrences", "unit": "perplexity", "verdict": "PASS"} | found
+    (folder / "claims.json").write_text(json.dumps(claims))
+    page = render_report(folder).read_text(encoding="utf-8").replace("\u202f", " ")
+    assert "45.9 bits" in page and "20.9 bits" in page and "−24.9 bits" in page and "shown in bits per occurrence" in page
+    assert "×10" not in page and "32,300,000" not in page # no perplexity of 10¹³, and no factor of millions
+    assert "45.9 bits" in claims_table(folder) and "-24.9 bits" in claims_table(folder).replace("−", "-")
+
+
+def test_an_older_run_without_the_fields_of_claims(tmp_path: Path) -> None:
+    folder = examples("14_journal")["example_run"](tmp_path)
+    old = [{k: v for k, v in c.items() if k not in ("about", "pair", "units", "points_to")} for c in json.loads((folder / "claims.json").read_text())]
+    (folder / "claims.json").write_text(json.dumps(old))
+    for name in ("states", "changes"): (folder / f"tables/{name}.csv").unlink()
+    page = render_report(folder).read_text(encoding="utf-8")
+    assert re.findall(r"<h2[^>]*>([^<]+)", page) == SECTIONS and re.findall(r'class="badge ([\w-]+)"', page) == ["pass", "inconclusive", "pass", "fail"]
+    assert "by training" not in claims_table(folder) and "Has not forgotten English" in claims_table(folder)
+
+
+def test_a_wrong_path_is_no_failed_training(tmp_path: Path) -> None:
+    about = examples("14_journal")["example_manifest"]()
+    known = {name: about[name] for name in ("run_id", "phase", "command", "created", "config", "hardware", "seeds")}
+    wrong = {"status": "failed", "reason": "UserError: none.txt: no such file or folder; check the path", "steps": 0}
+    (tmp_path / "manifest.json").write_text(json.dumps(known | {"terminal": wrong}))
+    (tmp_path / "events.jsonl").write_text('{"t": 1, "step": 0, "kind": "status", "status": "started"}\n')
+    page = render_report(tmp_path).read_text(encoding="utf-8")
+    lead = re.sub("<[^>]+>", "", page.partition("<nav>")[0].partition("</style>")[2])
+    assert "The run failed (none.txt: no such file or folder; check the path) while it was reading its input; nothing was trained" in lead
+    assert "was being trained" not in lead and "Start again with the fix" in lead and "--resume" not in page
+    assert 'class="absent"' not in page and "anything to show under: Verdicts, Before and after, Curves, Terms, Samples, Oddities, Data." in lead
+    assert re.findall(r"<h2[^>]*>([^<]+)", page) == ["Parameters", "Limits", "Environment", "Repeat", "Glossary"]
+
+
+def test_every_verdict_has_a_look_of_its_own() -> None:
+    style = (ROOT / "nbs/report_template/index.html.j2").read_text(encoding="utf-8")
+    looks = [re.findall(rf"\.badge\.{verdict.lower().replace(' ', '-')} {{([^}}]*)}}", style) for verdict in VERDICTS]
+    assert all(len(look) == 1 for look in looks) and len({look[0] for look in looks}) == len(VERDICTS)
+    assert "background: var(--pass)" in looks[0][0] and "background: var(--fail)" in looks[1][0] # a failure weighs as much as a success
+    assert len(set(BADGES.values())) == len(BADGES) == len(VERDICTS)
 
 
 def test_glossary_is_linked_from_the_top(whole: Path) -> None:
