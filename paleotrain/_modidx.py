@@ -2044,6 +2044,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'paleotrain.summary.in_brief': ('summary.html#in_brief', 'paleotrain/summary.py'),
                                     'paleotrain.summary.lead': ('summary.html#lead', 'paleotrain/summary.py'),
                                     'paleotrain.summary.moved': ('summary.html#moved', 'paleotrain/summary.py'),
+                                    'paleotrain.summary.named': ('summary.html#named', 'paleotrain/summary.py'),
                                     'paleotrain.summary.never_better': ('summary.html#never_better', 'paleotrain/summary.py'),
                                     'paleotrain.summary.not_run': ('summary.html#not_run', 'paleotrain/summary.py'),
                                     'paleotrain.summary.of_learning': ('summary.html#of_learning', 'paleotrain/summary.py'),
