@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args, get_origin
 from .configurations import CONFIGURATIONS, AdapterConfig
 from .core import RUN_PARAMETERS, Settings, UserError, load_settings, locate, read_json, read_yaml
 from .journal import last_step, read_run
-from .lead import resume_command
+from .summary import resume_command
 from .locate import kind_of_model
 from .runs import derive_status, find_run, new_run_id, read_events
 

@@ -85,14 +85,14 @@ def whole_set(run: RunRecord, name: str) -> dict[str, Any]: # the row of a set o
 # %% ../nbs/15_report_chat.ipynb #bbc1af9d
 def unseen(run: RunRecord, name: str = "") -> str: # the word, where it was counted that no prompt of the set was trained on
     said = str(run.get("data").get("overlap") or "")
-    known = re.findall("prompts of (.+?) stand", said)
+    known = re.findall("prompts of (.+?) (?:stand|appear)", said)
     return "unseen " if re.match("no ", said, re.I) or (known and name and name not in known) else ""
 
 def expecting(run: RunRecord, name: str) -> float: # how many prompts of a set have one right answer
     return sum(a["set"] == name and a["exact"] not in (None, "") for a in run.tables.get("answers", [])) or float(whole_set(run, name).get("n", 0))
 
 def open_ended(n: float | None, valid: float | None) -> str: # of prompts without one
-    return f"its {count(n)} prompts have no one right answer: {percent(valid, False)} of the answers are well formed"
+    return f"none of its {count(n)} prompts has a single right answer; {percent(valid, False)} of the answers are well formed"
 
 def points(lost: float) -> str: return f"{lost + math.copysign(1e-9, lost):z.1f}".replace("-", "−") # half a tenth is rounded away from 0, as 0.25 to 0.3
 
@@ -133,7 +133,7 @@ def plot_learning(run: RunRecord) -> Figure | None:
     target = bar_of(run)
     if target is not None and name == "exact": below.axhline(100 * target, color=INK, lw=1, ls=(0, (4, 3)), label=f"asked {100 * target:g} %")
     mark_events((above, below), run)
-    above.set(ylabel="nats a learnt token", ylim=(0, None)); below.set(ylabel=f"{SHOWN[name]}, %", ylim=(-4, 104), xlabel="optimizer steps")
+    above.set(ylabel="nats per learnt token", ylim=(0, None)); below.set(ylabel=f"{SHOWN[name]}, %", ylim=(-4, 104), xlabel="optimizer steps")
     for axes in (above, below):
         if axes.get_legend_handles_labels()[0]: axes.legend(loc="lower right" if axes is below else "best")
     below.xaxis.set_major_formatter("{x:,.0f}")
@@ -229,7 +229,7 @@ def sources(runs: Mapping[str, RunRecord]) -> str:
 
 # %% ../nbs/15_report_chat.ipynb #e0e26c69
 def amounts(runs: Mapping[str, RunRecord]) -> str:
-    "Conversations, tokens, share that is learnt, lengths, duplicates and what was left out, a line a run."
+    "Conversations, tokens, share that is learnt, lengths, duplicates and what was left out, one line per run."
     def line(name: str, run: RunRecord) -> tuple[str, ...]:
         data, splits = run.get("data"), run.get("data", "splits")
         lengths, left = run.get("data", "lengths"), {why: n for why, n in run.get("data", "left_out").items() if n}
@@ -242,7 +242,7 @@ def amounts(runs: Mapping[str, RunRecord]) -> str:
     return table("lrrrrrrrl", head, [line(name, run) for name, run in runs.items() if run.get("data")]) or absent("No data prepared yet.")
 
 def plot_lengths(runs: Mapping[str, RunRecord]) -> Figure | None:
-    "How long the conversations are, a panel a run on one scale."
+    "How long the conversations are, one panel per run on one scale."
     drawn = {name: run for name, run in runs.items() if run.tables.get("lengths")}
     if not drawn: return None
     figure = Figure(figsize=(4.9, .7 + 1.15 * len(drawn)), layout="constrained")
@@ -270,6 +270,5 @@ WORDS = {
     "gate": "what a phase has to reach before the next one begins.",
     "95 % interval": "where the share lies for all prompts of this kind, as far as so many can tell (Wilson 1927); of points lost, by redrawing the prompts. "
                      "It does not cover another training.",
-    "verdicts": "PASS: the whole interval meets the criterion; FAIL: all of it misses; INCONCLUSIVE: it crosses the criterion; NOT RUN: not judged. "
-                "A criterion that names a value and an interval (copying) is read as it is written.",
+    "criterion": "one that names a value and an interval (copying) is read as it is written.",
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 from .configurations import RedLines
 from .journal import RunRecord, absent, esc, note, small, table
-from .lead import sentence
+from .summary import sentence
 from .red_lines import ADVICE, DONE, no_reason
 from .report import header
 from .report_chat import WRONG, crossing, plain_name
@@ -24,7 +24,7 @@ LINES = { # what is measured, and where it has to stay
     "loss_stuck": ("training loss in nats, held against the loss it began with, as long as fewer than half of the answers are exact", "at most"),
     "malformed_tags": ("share of well-formed answers", "at least"),
     "mode_collapse": ("different answers over different answers asked for", "at least"),
-    "base_perplexity": ("loss on general text, nats a token", "at most"),
+    "base_perplexity": ("loss on general text, nats per token", "at most"),
 }
 
 def red_limits(run: RunRecord) -> dict[str, float]: # those of the run, else the defaults
@@ -71,7 +71,7 @@ def red_cell(run: RunRecord, name: str) -> str:
     return f"{value:.3g}{mark}{gauge(1 if line else near)}{small(f'{LINES[name][1]} {limit:.3g}; step {step:,}, {max(0, near):.0%} of the way')}"
 
 def red_lines(runs: Mapping[str, RunRecord]) -> str:
-    "All five red lines, a column a run: the worst figure, its limit, and how near it came."
+    "All five red lines, one column per run: the worst figure, its limit, and how near it came."
     if not runs: return absent("No phase has been trained yet.")
     rows = [(f"<b>{plain_name(name)}</b><br>{small(what)}", *(red_cell(run, name) for run in runs.values())) for name, (what, _) in LINES.items()]
     early = " or ".join(sorted({f"{red_limits(run)['after_steps']:,}" for run in runs.values()}))

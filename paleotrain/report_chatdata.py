@@ -11,8 +11,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .journal import RunRecord, absent, count, esc, filesize, magnitude, note, percent, small, table, typeset
-from .lead import sentence
+from .journal import RunRecord, absent, count, esc, filesize, magnitude, note, percent, small, table
+from . import summary
+from .summary import sentence
 from .plots import GREY, INK, OURS
 
 # %% ../nbs/15_report_chatdata.ipynb #1e193e18
@@ -20,22 +21,20 @@ def judged_by(data: dict[str, Any]) -> str:
     "The evaluation prompts and how far their words are new, as a sentence; empty where there are none."
     words = data.get("words", {})
     if not data["evaluation"]: return ""
-    new = f"; of the {count(words['evaluation'])} words asked for, {percent(words['unseen'] / words['evaluation'], False)} stand nowhere in training" if (
+    new = f"; of the {count(words['evaluation'])} words asked for, {percent(words['unseen'] / words['evaluation'], False)} appear nowhere in training" if (
         words.get("evaluation")) else ""
-    return f" The set is judged by {count(data['evaluation'])} prompts{new}."
+    return f"The set is judged by {count(data['evaluation'])} prompts{new}."
 
 def lead(run: RunRecord) -> str:
     "What the set holds, what was mixed into it, and what did not hold, as an HTML paragraph."
     data = run.get("data")
-    if not data: return '<p class="lead">Nothing has been written yet.</p>'
+    if not data: return summary.lead(run, "Nothing has been written yet.")
     kinds = len(data["kinds"]["examples"])
     said = f"{magnitude(data['examples'])} conversations of {kinds} kind{'s' * (kinds > 1)} were written to {run.manifest['output']}."
     if "replay" in data:
         said += (f" {percent(data['replay']['achieved'], False)} of what is learned is replayed from {len(data['sources']) - 1} earlier "
                  f"set{'s' * (len(data['sources']) > 2)}, where {percent(data['replay']['asked'], False)} was asked.")
-    failed = [f"“{c['statement']}”" for c in run.claims if c["verdict"] == "FAIL"]
-    ends = " " + sentence("not met: " + ", ".join(failed)) if failed else f" All {len(run.claims)} claims held." if run.status == "finished" else ""
-    return f'<p class="lead">{esc(typeset(said + judged_by(data) + ends))}</p>'
+    return summary.lead(run, said, [judged_by(data)])
 
 # %% ../nbs/15_report_chatdata.ipynb #af12cc33
 def plot_kinds(run: RunRecord) -> Figure | None:
@@ -83,12 +82,12 @@ def kinds_table(run: RunRecord) -> str:
     if not data: return absent("Nothing has been written yet.")
     if "sources" not in data:
         facts = f"{count(data['examples'])} conversations to learn from, {count(data['evaluation'])} prompts to be judged by"
-        return note(f"{facts}; a training sets a validation part apart.")
+        return note(f"{facts}; a training keeps a validation part out.")
     unit = "supervised tokens" if data["supervised"] == "tokens" else "bytes of answers"
     rows = [(f"<code>{esc(s['name'])}</code> {small('the new lesson' if s['role'] == 'own' else 'replayed')}", count(s["examples"]), count(s["supervised"]),
              percent(s["share"], False)) for s in data["sources"]]
     left = "; ".join(f"{count(n)} {esc(why)}" for why, n in data["left_out"].items() if n) or "none"
-    said = (f"Only training sides are mixed; {count(data['validation'])} conversations of the new lesson are kept apart in <code>held_out.jsonl</code>. "
+    said = (f"Only training sides are mixed; {count(data['validation'])} conversations of the new lesson are kept out, in <code>held_out.jsonl</code>. "
             f"Left out: {left}.")
     return table("lrrr", ("source", "conversations", unit, "share"), rows) + note(said)
 

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIGNS', 'OWN', 'BEFORE', 'AFTER', 'ANSWERS', 'CURVES', 'WORDS', 'direction', 'domain_of', 'loss_rows', 'own_row',
-           'worst_row', 'trained', 'change_said', 'own_said', 'elsewhere_said', 'signed_points', 'accuracy_rows',
-           'accuracy_said', 'lead', 'short', 'draw_ends', 'name_rows', 'plot_pairs', 'pairs_table', 'plot_changes',
-           'plot_accuracy', 'accuracy_table', 'turned', 'turned_table', 'prompt_html', 'sample_html', 'samples',
-           'plot_curves']
+           'worst_row', 'trained', 'elsewhere_said', 'signed_points', 'accuracy_rows', 'accuracy_said', 'lead', 'short',
+           'draw_ends', 'name_rows', 'plot_pairs', 'pairs_table', 'plot_changes', 'plot_accuracy', 'accuracy_table',
+           'turned', 'turned_table', 'prompt_html', 'sample_html', 'samples', 'plot_curves']
 
 # %% ../nbs/15_report_compare.ipynb #3eaaa34f
 import re
@@ -19,11 +18,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from paleotrain.journal import (
-    NARROW, RunRecord, absent, changed, count, esc, magnitude, note, number, percent, small, spanned, table, typeset,
+    NARROW, RunRecord, absent, changed, count, esc, magnitude, note, number, percent, small, spanned, table,
 )
-from .lead import halt, moved, sentence, spoken, undecided
-from .plots import GREY, INK, OURS, SOFT, ending, resumes, series
-from .report_causal import NAMES, cut, folded, kept, star
+from . import summary
+from .summary import sentence
+from .plots import GREY, INK, OURS, SOFT, ending, kept, resumes, series
+from .report_causal import NAMES, cut, folded, star
 from .report_chat import tick, true
 
 # %% ../nbs/15_report_compare.ipynb #6ac39ba5
@@ -34,6 +34,7 @@ def direction(row: Mapping[str, Any]) -> str:
     "`learned`, `forgotten` or `unclear`: on which side of no change the whole interval lies, where there are documents enough to tell."
     low, high, units = row.get("change_low"), row.get("change_high"), row.get("units", row.get("test_units"))
     if low is None or high is None or (units is not None and units < 20): return "unclear"
+    if max(abs(low), abs(high)) < .0005: return "unclear" # it rounds to nothing
     return "learned" if high < 0 else "forgotten" if low > 0 else "unclear"
 
 def domain_of(run: RunRecord) -> str: # what is adapted to
@@ -54,36 +55,20 @@ def trained(run: RunRecord) -> str:
     about, parent, train = run.get("adapter"), run.get("parent"), run.get("data", "splits", "train")
     size = f" of {magnitude(parent['parameters'])} parameters" if parent.get("parameters") else ""
     rank, held = f" of rank {about['rank']}" if about.get("rank") else "", " held in 4 bits (NF4)" if about.get("quantization") == "nf4" else ""
-    was = {"finished": "was", "running": "is being"}.get(run.status, "was being")
-    text = f"a LoRA adapter{rank} {was} trained on {domain_of(run)} for a {NAMES.get(parent.get('family', ''), 'language model')}{size}{held}"
+    family = NAMES.get(parent.get("family", ""), "language model")
+    text = f"a LoRA adapter{rank} {summary.was(run)} trained on {domain_of(run)} for a {family}{size}{held}"
     if train: text += f", on {count(train['examples'])} examples with {magnitude(train['supervised_tokens'])} learnt tokens"
     minutes = series(run, "train", "seconds")[1]
     return sentence(text + (f", in {minutes[-1] / 60:.1f} minutes" if minutes else ""))
 
-def change_said(row: Mapping[str, Any], metric: str) -> str:
-    "A row's perplexities as a clause: `the perplexity fell by 12.1 % (95 % interval 10.2 to 14.0 %), from 14.2 to 12.5`."
-    ends = {name: row["change"] if row.get(name) is None else row[name] for name in ("change_low", "change_high")}
-    return moved({"metric": metric, "baseline": row["before"], "value": row["after"], "unit": "perplexity", "change": row["change"], **ends})
-
-def own_said(run: RunRecord) -> str:
-    "What came out on the domain's test text, or how far it has come, as a sentence."
-    row, (steps, nats), base = own_row(run), series(run, "eval", "nats"), series(run, "eval", "base_nats")[1]
-    if row:
-        where = f"on {count(row['items'])} test examples from {count(row['units'])} documents"
-        return sentence(typeset(f"{where} {change_said(row, 'perplexity of a learnt token')}"))
-    if not steps: return sentence(run.lacking("tables/losses.csv", "Nothing has been judged yet"))
-    against = f", against {number(base[-1])} of the base" if base else ""
-    return f"At step {steps[-1]:,} the validation loss is {number(nats[-1])} nats a learnt token{against}; the test text has not been judged yet."
-
 # %% ../nbs/15_report_compare.ipynb #7e530a10
 def elsewhere_said(run: RunRecord) -> str:
-    "What the adapter cost other text, as a sentence; empty where nothing else was measured."
-    rows, worst = loss_rows(run, "other", "general"), worst_row(run)
-    if not rows: return ""
-    kind = direction(worst)
-    if kind == "forgotten": return sentence(f"elsewhere it cost most on {worst['set']}, where {change_said(worst, 'perplexity')}")
-    if kind == "learned": return f"Elsewhere it cost nothing: the perplexity fell on all other text ({', '.join(str(r['set']) for r in rows)})."
-    return f"Elsewhere nothing is certain to have been lost; what came nearest is {worst['set']} with {changed(worst)}."
+    "The other text that came out worst, as a sentence; empty where nothing else was measured."
+    worst = worst_row(run)
+    few = f", {count(worst['units'])} documents" if worst and direction(worst) == "unclear" else ""
+    if not worst: return ""
+    others = count(len(loss_rows(run, "other", "general")))
+    return f"Of {others} other texts {worst['set']} came out worst: its perplexity {summary.change_said(worst)}{few}."
 
 def signed_points(row: Mapping[str, Any], name: str = "change") -> str: # `+3.0 points (−1.2 to +7.1)`, without the word
     def shown(x: float | None) -> str: return "–" if x is None else f"{x:+z.1f}".replace("-", "−")
@@ -98,13 +83,7 @@ def accuracy_said(run: RunRecord) -> str: # of all questions with a key, as a se
     before, after = (percent(row[when], False) for when in ("before", "after"))
     return f"Of {count(row['n'])} questions with a key it answers {after}, the base {before}: {signed_points(row)} points."
 
-def lead(run: RunRecord) -> str:
-    "What was adapted, what came out and what it cost, then what was missed or left open, as an HTML paragraph."
-    missed = [f"“{c['statement']}” ({spoken(c['criterion'])} asked)" for c in run.claims if c["verdict"] == "FAIL"]
-    open_ones = map(sentence, undecided(run.claims)) if run.status == "finished" else ()
-    said = [trained(run), own_said(run), elsewhere_said(run), accuracy_said(run), f"Missed: {'; '.join(missed)}." if missed else "", *open_ones, halt(run)]
-    text = esc(" ".join(filter(None, said)))
-    return '<p class="lead">' + re.sub(rf"((?:fell|rose|changed) by (?:a factor of \S+|[^ ]+{NARROW}%))", r"<b>\1</b>", text) + "</p>"
+def lead(run: RunRecord) -> str: return summary.lead(run, trained(run), [elsewhere_said(run), accuracy_said(run)])
 
 # %% ../nbs/15_report_compare.ipynb #f7f035ae
 BEFORE: dict[str, Any] = {"marker": "o", "color": SOFT, "mfc": "white"}
@@ -246,7 +225,7 @@ def plot_curves(run: RunRecord) -> Figure | None:
         if found: axes.axhline(found[-1], color=INK, lw=1.1, ls=style, label=label)
     for step, nats in kept(run): axes.plot(step, nats, "*", color=INK, ms=11, label=star(run), zorder=5)
     for step in resumes(run): axes.axvline(step, color=SOFT, lw=1, ls=":")
-    axes.set(xlabel="optimizer steps", ylabel="nats a learnt token"); axes.margins(y=.08)
+    axes.set(xlabel="optimizer steps", ylabel="nats per learnt token"); axes.margins(y=.08)
     axes.xaxis.set(major_locator=MaxNLocator(integer=True), major_formatter="{x:,.0f}")
     axes.yaxis.set_major_formatter("{x:.2f}"); axes.set_title(textwrap.fill(ending(run), 50), loc="left", size=10, color=INK, pad=8)
     figure.legend(ncols=2, loc="outside lower center", columnspacing=1)
@@ -272,6 +251,4 @@ WORDS = {
     "dropout": "while training, a part of the adapter's inputs is put to 0 at random; off whenever something is measured.",
     "points": "differences of shares in per cent: from 40 % to 43 % is 3 points.",
     "95 % interval": "where the figure lies in 95 of 100 redrawings of the documents; of shares, Wilson 1927. It does not cover another training.",
-    "verdicts": "PASS: the whole interval meets the criterion; FAIL: all of it misses; INCONCLUSIVE: it crosses the criterion, or there are fewer than "
-                "20 documents.",
 }

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from .journal import NARROW, RunRecord, absent, count, esc, magnitude, note, number, pair, percent, read_run, small, table, typeset
-from .lead import failures as missed, sentence, undecided
+from . import summary
+from .summary import sentence
 from .plots import INK, SOFT, figure_html
 from .report_causal import NAMES
 from .report import limits, parameters
@@ -50,7 +51,7 @@ def gate_said(gate: dict[str, Any]) -> str:
     return f"{plain_name(gate['gate'])} {sign} {gate['wanted']:g}: {'not measured' if gate['found'] is None else number(gate['found'])}"
 
 def standing(run: RunRecord, name: str) -> str:
-    "How a phase ended or where it stands, in a few words."
+    "How a phase ended or where it is, in a few words."
     row, inner = done(run).get(name, {}), inner_runs(run).get(name)
     if inner and crossing(inner): return f"stopped by the red line “{plain_name(crossing(inner)['name'])}” at step {crossing(inner)['step']:,}"
     if gates(run, name, True): return f"trained, but its gate was missed: {'; '.join(map(gate_said, gates(run, name, True)))}"
@@ -107,16 +108,13 @@ def knows(run: RunRecord) -> str:
 
 # %% ../nbs/15_report_curriculum.ipynb #f9804968
 def lead(run: RunRecord) -> str:
-    "What was taught and what it cost, in a sentence; what did not come out, or where the chain stopped, in the next."
+    "What was taught and what it cost; what did not come out, or where the chain stopped."
     rows, names = done(run), planned(run) or list(done(run))
     every = f"{len(names)} phase{'s' * (len(names) != 1)}"
     of = every if len(rows) in (0, len(names)) else f"{len(rows)} of {every}"
     said = f"{who(run)} was taught to answer in {of} ({', '.join(rows)}): {cost(run)}"
-    if not rows: said = f"{who(run)} is to be taught to answer in {of} ({', '.join(names)}); none is done yet"
-    judged = run.claims if run.status == "finished" else [c for c in run.claims if c["id"] not in ("gates", "no_red_line")]
-    short, open_ones = "; ".join(missed(judged)), map(sentence, undecided(run.claims)) if run.status == "finished" else ()
-    told = [sentence(said), knows(run) if rows else "", sentence(f"But {short}") if short else "", *open_ones, halted(run)]
-    return f'<p class="lead">{esc(" ".join(filter(None, told)))}</p>'
+    if not rows: said = f"{who(run)} was to be taught to answer in {of} ({', '.join(names)}); none is done yet"
+    return summary.lead(run, sentence(said), [knows(run) if rows else ""], inner=inner_runs(run), halted=halted(run))
 
 def halted(run: RunRecord) -> str:
     "Where a chain that has not come to its end stands, and what to do; empty for one that has."
@@ -131,8 +129,10 @@ def halted(run: RunRecord) -> str:
                     "Change that phase and run the chain again: finished phases whose inputs have not changed are taken over.")
     under_way = [name for name in inner_runs(run) if name not in done(run)]
     word = {"running": "is running", "failed": "has failed"}.get(run.status, "was interrupted")
-    why = f" ({run.get('terminal')['reason']})" if run.get("terminal").get("reason") else ""
-    return f"The chain {word}{why}" + "".join(f"; {name}: {standing(run, name)}" for name in under_way) + "; this page shows what it had written by then."
+    why = f" ({summary.reason(run)})" if run.get("terminal").get("reason") else ""
+    begun = "" if inner_runs(run) else f" while it was {summary.doing(run)}; nothing was trained"
+    where = "".join(f"; {name}: {standing(run, name)}" for name in under_way)
+    return f"The chain {word}{why}{begun}{where}; this page shows what it had written by then."
 
 # %% ../nbs/15_report_curriculum.ipynb #36bf9fdd
 def untaught(run: RunRecord) -> bool: # the first phase gave the base its tags
@@ -178,7 +178,7 @@ def draw_cell(axes: Any, x: int, y: int, row: dict[str, Any], own: bool) -> None
 def matrix_said(run: RunRecord) -> str: # the caption
     bare = " The base is not judged" + (": it has no tags to answer with." if untaught(run) else ".")
     return (f"Share of prompts answered exactly, with its 95{NARROW}% interval; darker: more. A row a model, a column the prompts of a phase; framed: a "
-            f"phase's own. What stands below a frame is what is left of it. – not judged: not taught yet, or no ancestor of the model.{bare}")
+            f"phase's own. Below a frame is what is left of it. – not judged: not taught yet, or no ancestor of the model.{bare}")
 
 def forgetting_table(run: RunRecord) -> str:
     "What each phase came to, what it is now, and the points between."
@@ -237,7 +237,7 @@ def phases_html(run: RunRecord) -> str: # all of them, those not begun too
 
 # %% ../nbs/15_report_curriculum.ipynb #1d57673d
 def phases_table(run: RunRecord) -> str:
-    "All phases in a line each: how they stand, and what they cost."
+    "All phases in a line each: where they are, and what they cost."
     rows = []
     for name in dict.fromkeys([*planned(run), *done(run), *inner_runs(run)]):
         row = done(run).get(name, {})

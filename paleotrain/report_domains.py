@@ -13,13 +13,15 @@ from dataclasses import replace
 from typing import Any
 
 from .journal import NARROW, RunRecord, absent, changed, count, esc, magnitude, note, number, pair, percent, read_run, small, spanned, table, typeset
-from .lead import sentence, undecided
+from . import summary
+from .summary import sentence
 from .plots import figure_html
 from .report import limits, parameters
 from paleotrain.report_compare import (
     CURVES, SIGNS, accuracy_rows, accuracy_said, direction, loss_rows, own_row, plot_curves, plot_pairs, samples, worst_row, lead as adapter_lead,
 )
-from .report_compare_oddities import Oddity, oddities_html
+from .oddities import Oddity
+from .report_compare_oddities import oddities_html
 from .report_causal import NAMES
 from .runs import minutes_between
 
@@ -38,7 +40,7 @@ def done(run: RunRecord) -> dict[str, dict[str, Any]]: # the domains that were j
 def every(run: RunRecord) -> list[str]: return list(dict.fromkeys([*named(run), *done(run), *inner_runs(run)])) # domains, begun or not
 
 def standing(run: RunRecord, name: str) -> str:
-    "How a domain's training ended or where it stands, in a few words."
+    "How a domain's training ended or where it is, in a few words."
     row, inner = done(run).get(name, {}), inner_runs(run).get(name)
     if row.get("reused_from"): return f"not trained again: taken from {row['reused_from']}"
     if row: return "done"
@@ -64,9 +66,9 @@ def cost_said(run: RunRecord) -> str:
     rows = [r for r in cross_rows(run) if r["role"] != "own"]
     lost = sorted((r for r in rows if direction(r) == "forgotten"), key=lambda r: -r["change"])
     if not rows: return ""
-    if not lost: return f"Of {len(rows)} readings of other text none was certainly forgotten."
-    return f"Of {len(rows)} readings of other text {len(lost)} {'was' if len(lost) == 1 else 'were'} forgotten, most of all {lost[0]['set']} by the adapter " \
-           f"for {lost[0]['adapter']}: {changed(lost[0])}."
+    of = f"Of {len(rows)} pairs of an adapter and another text"
+    if not lost: return f"{of} none certainly got worse."
+    return f"{of} {len(lost)} got worse, most of all {lost[0]['set']} by the adapter for {lost[0]['adapter']}: {changed(lost[0])}."
 
 # %% ../nbs/15_report_domains.ipynb #cb274209
 def minutes(run: RunRecord) -> float: # of training, those under way included
@@ -74,24 +76,23 @@ def minutes(run: RunRecord) -> float: # of training, those under way included
     return sum(float(r["minutes"] or 0) for r in rows.values()) + sum(minutes_between(one.events) for name, one in inner_runs(run).items() if name not in rows)
 
 def lead(run: RunRecord) -> str:
-    "What was adapted to what, what came out and what it cost, then what was missed or left open, as an HTML paragraph."
-    parent, all_of, rows = next(iter(inner_runs(run).values()), run).get("parent"), every(run), done(run)
+    "What was adapted to what, what came out and what it cost, as an HTML paragraph."
+    inner, all_of, rows = inner_runs(run), every(run), done(run)
+    parent = next(iter(inner.values()), run).get("parent")
     size = f" of {magnitude(parent['parameters'])} parameters" if parent.get("parameters") else ""
     of = f"{len(rows)} of {len(all_of)}" if len(rows) < len(all_of) else str(len(all_of))
-    base = f"{NAMES.get(parent.get('family', ''), 'language model')}{size}"
-    said = f"{of} domain adapters ({', '.join(all_of)}) were trained for a {base} in {minutes(run):.1f} minutes" if all_of else "no domain is named yet"
-    judged = [f"“{c['statement']}”" for c in run.claims if c["verdict"] == "FAIL"]
-    open_ones = map(sentence, undecided(run.claims)) if run.status == "finished" else ()
-    told = [sentence(said), learnt_said(run), cost_said(run), f"Missed: {', '.join(judged)}." if judged else "", *open_ones, halted(run)]
-    return f'<p class="lead">{esc(typeset(" ".join(filter(None, told))))}</p>'
+    family = NAMES.get(parent.get("family", ""), "language model")
+    said = f"{of} domain adapters ({', '.join(all_of)}) were trained for a {family}{size} in {minutes(run):.1f} minutes" if all_of else "no domain is named yet"
+    return summary.lead(run, sentence(said), [learnt_said(run), cost_said(run)], inner=inner, halted=halted(run))
 
 def halted(run: RunRecord) -> str:
     "Where a chain that has not come to its end stands; empty for one that has."
     if run.status == "finished": return ""
     word = {"running": "is running", "failed": "has failed"}.get(run.status, "was interrupted")
-    why = f" ({run.get('terminal')['reason']})" if run.get("terminal").get("reason") else ""
+    why = f" ({summary.reason(run)})" if run.get("terminal").get("reason") else ""
+    begun = "" if inner_runs(run) else f" while it was {summary.doing(run)}; nothing was trained"
     under_way = [f"; {name}: {standing(run, name)}" for name in inner_runs(run) if name not in done(run)]
-    return f"The chain {word}{why}{''.join(under_way)}; this page shows what it had written by then."
+    return f"The chain {word}{why}{begun}{''.join(under_way)}; this page shows what it had written by then."
 
 # %% ../nbs/15_report_domains.ipynb #e28bd27a
 SHADE = {"learned": (11, 95, 165), "forgotten": (180, 83, 42)}

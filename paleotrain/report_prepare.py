@@ -13,27 +13,23 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .journal import RunRecord, absent, count, esc, magnitude, note, percent, quantity, small, table
-from .lead import sentence
+from .journal import RunRecord, absent, count, esc, magnitude, note, percent, small, table
+from . import summary
 from .plots import GREY, INK, OURS
 from .report import inputs_table
 
 # %% ../nbs/15_report_prepare.ipynb #7f558624
 def lead(run: RunRecord) -> str:
-    "What was read, what was kept, and what the claims say, as an HTML paragraph."
+    "What was read and what was kept, as an HTML paragraph."
     fates = run.tables.get("fates", [])
-    if not fates: return f'<p class="lead">{esc(run.lacking("tables/fates.csv", "Nothing has been written yet."))}</p>'
-    total = sum(row["documents"] for row in fates)
-    kept = sum(row["documents"] for row in fates if row["fate"] in ("train", "validation", "test"))
-    copies = sum(row["documents"] for row in fates if row["fate"] in ("copy", "near copy"))
+    if not fates: return summary.lead(run, run.lacking("tables/fates.csv", "Nothing has been written yet."))
+    def documents(*kinds: str) -> float: return float(sum(row["documents"] for row in fates if row["fate"] in kinds))
+    total, kept, copies = sum(row["documents"] for row in fates), documents("train", "validation", "test"), documents("copy", "near copy")
     words = sum(split["words"] for corpus in run.get("corpora").values() for split in corpus.values())
-    failed = [c for c in run.claims if c["verdict"] == "FAIL"]
-    held = sentence("; ".join(f"{c['metric']}: {quantity(c['value'], c.get('unit'))}, where {c['criterion']} was asked" for c in failed)) if failed else (
-        "No publication and no near copy stands on two sides.")
     said = (f"Of {magnitude(total)} documents from {len({row['source'] for row in fates})} sources {magnitude(kept)} were kept, {magnitude(words)} words "
             f"in {len(run.get('corpora'))} domains; {magnitude(copies)} were copies or near copies of others, {magnitude(total - kept - copies)} were "
-            f"left out for other reasons. {held}")
-    return f'<p class="lead">{esc(said)}</p>'
+            f"left out for other reasons.")
+    return summary.lead(run, said)
 
 # %% ../nbs/15_report_prepare.ipynb #f58118f9
 FATES = {"train": OURS, "validation": "#5b95c9", "test": "#b9d3ea", "copy": "#1b1f24", "near copy": "#5b6570"} # all else is hatched
@@ -99,7 +95,7 @@ def clusters_table(run: RunRecord) -> str:
     return table("rrr", ("documents in a cluster", "clusters", "documents"), rows) or note("No two documents are copies or near copies of each other.")
 
 def evaluation_table(run: RunRecord) -> str:
-    "The evaluation text that was named, and how much of it stood in the documents read."
+    "The evaluation text that was named, and how much of it is in the documents read."
     rows = run.tables.get("contamination", [])
     if not rows: return note("No evaluation text was named with <code>evaluation</code>.")
     met = sorted((r for r in rows if r["found"]), key=lambda r: -r["share"])
@@ -111,7 +107,7 @@ def evaluation_table(run: RunRecord) -> str:
 
 # %% ../nbs/15_report_prepare.ipynb #81a1066e
 def example(run: RunRecord) -> str:
-    "The passage with most edits: what stood there struck through, what came in its place marked."
+    "The passage with most edits: what was there struck through, what came in its place marked."
     pieces = run.manifest.get("example")
     if not pieces: return note("The normalisation changed nothing but spaces and quotes.")
     def shown(text: str) -> str: return esc(text.replace("\n", "⏎").replace("\f", "␌").replace("\u00ad", "·"))
@@ -125,10 +121,10 @@ def example(run: RunRecord) -> str:
     return f'{note(said)}<p class="example" style="background:#f5f7f9;color:#1b1f24;padding:.8em 1.1em;white-space:pre-wrap">{text}</p>'
 
 WORDS = {
-    "word": "what stands between blanks; in a script without blanks (Chinese, Japanese, Thai ...) two letters in a row.",
+    "word": "what is between blanks; in a script without blanks (Chinese, Japanese, Thai ...) two letters in a row.",
     "Jaccard index": "of two texts: the word 5-grams they share, divided by all that either has. Copies have 1; from 0.8 on we speak of near copies.",
     "group": "what must not be split: the documents of one publication, and with them whatever is a copy or near copy of one of them.",
     "13-gram": "thirteen words in a row; two texts hardly share one by chance.",
-    "overlap": "an evaluation document half of whose 13-grams stand in training; it is left out.",
+    "overlap": "an evaluation document half of whose 13-grams appear in training; it is left out.",
     "chat examples": "short conversations for fine-tuning, built from a document by a template.",
 }

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from .journal import RunRecord, absent, count, esc, filesize, number, percent, small, table, typeset
-from .lead import sentence
+from .summary import sentence
 from .report import inputs_table
 from .report_compare import SIGNS, direction, domain_of, loss_rows, own_row
 from .report_causal import NAMES, panels
@@ -101,6 +101,6 @@ def data_notes(run: RunRecord) -> str:
     files = inputs_table(run) if run.manifest.get("inputs") else ""
     return f"<ul>{''.join(f'<li>{esc(typeset(sentence(str(fact))))}</li>' for fact in facts if fact)}</ul>{files}"
 
-RATES = (("tokens_per_s", "tokens a second"), ("memory_gb", "memory, GB"), ("grad_norm", "norm of the gradient"), ("learning_rate", "learning rate"))
+RATES = (("tokens_per_s", "tokens per second"), ("memory_gb", "memory, GB"), ("grad_norm", "norm of the gradient"), ("learning_rate", "learning rate"))
 
 def plot_rates(run: RunRecord) -> Figure | None: return panels(run, RATES) # what the training was like, a panel each

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from .journal import NARROW, RunRecord, absent, count, esc, magnitude, note, number, percent, read_lines, table
-from .lead import failures as missed, halt, sentence, undecided
+from . import summary
+from .summary import sentence
 from .plots import GREY, INK, OURS, series
 from .report import inputs_table
 from .report_causal import NAMES, folded, spread
@@ -27,8 +28,7 @@ def taught(run: RunRecord) -> str:
     "What was trained from what, on how much, in what time, as a sentence."
     parent, train = run.get("parent"), run.get("data", "splits", "train")
     size = f" of {magnitude(parent['parameters'])} parameters" if parent.get("parameters") else ""
-    was = {"finished": "was", "running": "is being"}.get(run.status, "was being")
-    text = f"a {NAMES.get(parent.get('family', ''), 'language model')}{size} {was} taught to answer"
+    text = f"a {NAMES.get(parent.get('family', ''), 'language model')}{size} {summary.was(run)} taught to answer"
     if train: text += f" from {count(train['examples'])} conversations with {magnitude(train['supervised_tokens'])} learnt tokens"
     minutes = series(run, "train", "seconds")[1]
     return sentence(text + (f" in {minutes[-1] / 60:.1f} minutes of training" if minutes else ""))
@@ -60,16 +60,13 @@ def answers_said(run: RunRecord) -> str:
 def outcome(run: RunRecord) -> str:
     "What came out, and what was forgotten, as a sentence."
     said, kept = answers_said(run), loss_said(run, lost(run), "it lost")
-    return sentence(f"{said}; {kept}" if kept else said) if said else sentence(run.lacking("events.jsonl", "No answer has been judged yet"))
+    return sentence(f"{said}; {kept}" if kept else said) if said else ""
 
 def lead(run: RunRecord) -> str:
-    "Two or three sentences to quote, as an HTML paragraph."
-    line, stopped = crossing(run), halt(run)
-    if line: stopped = f"It crossed the red line “{plain_name(line['name'])}” at step {line['step']:,} and was stopped: restart it, see Red lines."
-    short = "" if line else "; ".join(missed(run.claims)) # behind a red line nothing else is news
-    open_ones = map(sentence, undecided(run.claims)) if run.status == "finished" else ()
-    said = [taught(run), outcome(run), sentence(f"But {short}") if short else "", *open_ones, stopped]
-    return f'<p class="lead">{esc(" ".join(filter(None, said)))}</p>'
+    "What was taught, what came out, and a red line that was crossed, as an HTML paragraph."
+    line = crossing(run)
+    stopped = f"It crossed the red line “{plain_name(line['name'])}” at step {line['step']:,} and was stopped: restart it, see Red lines." if line else None
+    return summary.lead(run, taught(run), [outcome(run)], halted=stopped)
 
 # %% ../nbs/15_report_sft.ipynb #10f3972b
 def before_after(run: RunRecord) -> str:
@@ -111,7 +108,7 @@ def plot_earlier(run: RunRecord) -> Figure | None:
         for e in run.of_kind("eval")[:1]:
             if e.get("unigram_nats") is not None: panels[-1].axhline(e["unigram_nats"], color=INK, lw=1, ls=(0, (4, 3)), label="a guesser without context")
             if e.get("base_nats_before") is not None: panels[-1].axhline(e["base_nats_before"], color=GREY, lw=1, label="as the base was")
-        panels[-1].set(ylabel="nats a token"); panels[-1].legend(fontsize=8.6); panels[-1].margins(y=.25)
+        panels[-1].set(ylabel="nats per token"); panels[-1].legend(fontsize=8.6); panels[-1].margins(y=.25)
     mark_events(panels, run)
     panels[-1].set_xlabel("optimizer steps"); panels[-1].xaxis.set_major_formatter("{x:,.0f}")
     for axes in panels: axes.yaxis.set_major_locator(MaxNLocator(4))

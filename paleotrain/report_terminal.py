@@ -8,8 +8,8 @@ __all__ = ['claims_table', 'compare_runs']
 # %% ../nbs/15_report_terminal.ipynb #b1b872fd
 from pathlib import Path
 
-from .journal import changed, count, duration, measured, quantity, read_run, results, text_table, typeset
-from .lead import not_run, unasked
+from .journal import COMPARED, changed, compared, count, labelled, duration, measured, quantity, read_run, results, text_table, typeset
+from .summary import not_run, unasked
 from .report import BADGES, relative
 
 # %% ../nbs/15_report_terminal.ipynb #0cdb34f2
@@ -19,18 +19,21 @@ def claims_table(folder: Path) -> str:
     if not run.claims: return run.lacking("claims.json", "no claims yet")
     rows = [["claim", "criterion", "baseline", "result", "change (95 % interval)", "n", "verdict"]]
     for c in (c for c in run.claims if not unasked(c)):
-        result = quantity(c.get("value"), c.get("unit")) if changed(c) else measured(c)
+        result, points = quantity(c.get("value"), c.get("unit")) if changed(c) else measured(c), c.get("points_to")
         rows.append([c["statement"], typeset(c["criterion"]), quantity(c.get("baseline"), c.get("unit")), result, changed(c) or "–",
                      count(c.get("n")), f"{BADGES[c['verdict']]} {c['verdict']}"])
+        below = compared(c, COMPARED), f"  points to {points}" if points else ""
+        if any(below): rows.append([f"  {below[0] or ''}", *[""] * 5, below[1]])
     if not relative(run): rows = [[cell for name, cell in zip(rows[0], row, strict=True) if name not in (rows[0][2], rows[0][4])] for row in rows]
     return "\n".join(filter(None, (text_table(rows, "lrrrrrl" if relative(run) else "lrrrl"), not_run(run.claims))))
 
+# %% ../nbs/15_report_terminal.ipynb #4bc07261
 def compare_runs(folders: list[Path]) -> str:
-    "Status, metrics with their intervals, and the parameters that differ, a column a run, for a terminal."
+    "Status, metrics with their intervals, and the parameters that differ, one column per run, for a terminal."
     runs = [read_run(folder) for folder in folders]
     rows = [["", *(r.manifest.get("run_id", r.folder.name) for r in runs)], ["status", *(r.status for r in runs)],
             ["steps", *(f"{r.step:,}" for r in runs)], ["time", *(duration(r.get("terminal").get("seconds")) or "–" for r in runs)]]
-    found = [{result["metric"]: result for result in results(r)} for r in runs]
+    found = [{labelled(result): result for result in results(r)} for r in runs]
     for metric in dict.fromkeys(name for one in found for name in one):
         for label, show in ((metric, measured), ("  change", changed), ("  verdict", lambda result: result.get("verdict", ""))):
             cells = [show(one.get(metric, {})) for one in found]

@@ -15,8 +15,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from .journal import RunRecord, absent, count, esc, magnitude, note, number, percent, small, spanned, table
-from .lead import sentence
+from . import summary
 from .plots import GREY, INK, OURS, SOFT
+from .summary import sentence
 from .tokenizer import is_fragmented
 
 # %% ../nbs/15_report_tokenizer.ipynb #7728feec
@@ -33,7 +34,7 @@ def extended(run: RunRecord) -> list[str]: return [str(r["tokenizer"]) for r in 
 def lead(run: RunRecord) -> str:
     "What was trained on how much, what a word costs, and what became of the terms, as an HTML paragraph."
     rows = [r for r in run.tables.get("comparison", []) if not r["terms"]]
-    if not rows: return f'<p class="lead">{esc(run.lacking("tables/comparison.csv", "No tokenizer has been judged yet."))}</p>'
+    if not rows: return summary.lead(run, run.lacking("tables/comparison.csv", "No tokenizer has been judged yet."))
     train, by_cost = run.get("data", "splits", "train"), sorted(rows, key=lambda r: r["tokens_per_word"])
     said = [f"{len(rows)} tokenizers were compared, trained on {magnitude(train['words'])} words from {magnitude(train['documents'])} documents and judged on "
             f"{magnitude(rows[0]['words'])} words from {magnitude(rows[0]['units'])} documents they had not seen.",
@@ -42,9 +43,7 @@ def lead(run: RunRecord) -> str:
         terms = one_word(run, label)
         said.append(f"Of {len(terms):,} terms of one word {label} cut {percent(cut_share(terms, 'pieces_before'), False)} before they were added, "
                     f"{percent(cut_share(terms, 'pieces_after'), False)} after.")
-    failed = [f"“{c['statement']}”" for c in run.claims if c["verdict"] == "FAIL"]
-    if failed: said.append(f"Not met: {', '.join(failed)}.")
-    return f'<p class="lead">{esc(" ".join(said))}</p>'
+    return summary.lead(run, said[0], said[1:])
 
 # %% ../nbs/15_report_tokenizer.ipynb #2931932f
 BOX = "display:inline-block;border:1px solid #a3acb6;border-radius:3px;padding:0 .22em;margin:1px 1px;min-width:.7em;text-align:center;background:"
@@ -83,7 +82,7 @@ def comparison_table(run: RunRecord) -> str:
         rows.append((name, count(r["vocabulary"]), percent(r["used"] / r["vocabulary"], False), cost, number(r["tokens_per_character"]),
                      number(r["characters_per_token"]), covered, f"{100 * r['unknown_rate']:.3f}\u202f%",
                      percent(r["exact_lines"] / max(1, r["lines"]), False)))
-    head = ("tokenizer", "vocabulary", "of it used", "tokens a word", "a character", "characters a token", "characters covered", "unknown tokens",
+    head = ("tokenizer", "vocabulary", "of it used", "tokens per word", "a character", "characters a token", "characters covered", "unknown tokens",
             "lines decoded exactly")
     return table("lrrrrrrrr", head, rows) or absent(run.lacking("tables/comparison.csv", "No tokenizer has been judged yet."))
 
@@ -110,7 +109,7 @@ def plot_words(run: RunRecord) -> Figure | None:
 
 # %% ../nbs/15_report_tokenizer.ipynb #eb60bcd8
 def plot_cost(run: RunRecord) -> Figure | None:
-    "Tokens a word with their 95 % interval, as trained and with the terms."
+    "Tokens per word with their 95 % interval, as trained and with the terms."
     rows = run.tables.get("comparison", [])
     if not rows: return None
     names = labels(run)
@@ -124,7 +123,7 @@ def plot_cost(run: RunRecord) -> Figure | None:
         for at, row in zip(y, some, strict=True):
             end = row["tokens_per_word_high"], at
             axes.annotate(number(row["tokens_per_word"]), end, (7, 0), textcoords="offset points", va="center", size=9, color=SOFT)
-    axes.set(xlim=(0, None), yticks=range(len(names)), yticklabels=names, ylim=(len(names) - .5, -.5), xlabel="tokens a word of the test text")
+    axes.set(xlim=(0, None), yticks=range(len(names)), yticklabels=names, ylim=(len(names) - .5, -.5), xlabel="tokens per word of the test text")
     axes.margins(x=.12); axes.legend(loc="upper right", fontsize=8.8)
     return axes.get_figure(root=True)
 
@@ -194,7 +193,7 @@ WORDS = {
     "unigram": "keeps the set of pieces under which the text is likeliest, and cuts a word the likeliest way. As in DeBERTa-v3.",
     "wordpiece": "takes the longest piece it knows from the left; a word with an unknown letter is lost whole. As in BERT.",
     "character": "every character is a token.",
-    "covered": "a character that stands in no unknown token; what is not covered a model can neither read nor write.",
+    "covered": "a character that is in no unknown token; what is not covered a model can neither read nor write.",
     "cut": "of a term of one word: more than one token, or unknown, in any of four places: after a space, after a bracket, before a comma, at the start.",
     "95 % interval": "where the figure lies in 95 of 100 redrawings of the test documents.",
 }

@@ -31,7 +31,7 @@ from .documents import ReadReport
 from .evaluation import batch_tokens
 from .examples import ExampleMix, Prepared, by_source, example_nats, leak, nats_per_token, on_side, packed_batch, padded_batch
 from .instructions import Item
-from .intervals import ERRORS, Scores
+from .intervals import TAIL, Scores
 from .locate import base_path, parent_hash
 from .mixture import CLOSE
 from .models import LoadedModel, parameter_count, pick_device, pick_precision
@@ -157,7 +157,7 @@ def too_few(config: SftConfig, data: SftData) -> list[str]:
     few = {what: count for what, count in counts.items() if count < FEW_UNITS}
     said = [f"too few {what} to decide a claim: {count:,}, where {FEW_UNITS} are needed" for what, count in few.items()]
     every = [item for items in data.sets.values() for item in items]
-    needed = math.ceil(ERRORS**2 * VALID / (1 - VALID)) # right answers of as many
+    needed = math.ceil(math.log(TAIL) / math.log(VALID)) # right answers of as many
     if len(every) < needed:
         said.append(f"{len(every):,} prompts cannot show a share of {VALID:.0%}, were all answers right; {needed:,} can")
     sizes = [len(plain_ids(data.tokenizer, item.answer)) for item in every if item.answer]

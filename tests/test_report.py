@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from conftest import HOSTILE, examples, page_of
-from paleotrain.journal import read_run
-from paleotrain.report import render_report
+from conftest import HOSTILE, ROOT, examples, page_of
+from paleotrain.journal import VERDICTS, read_run
+from paleotrain.report import BADGES, render_report
 from paleotrain.report_terminal import claims_table, compare_runs
 
-SECTIONS = ["Verdicts", "Before and after", "Curves", "Terms", "Samples", "Data", "Parameters", "Limits", "Environment", "Repeat", "Glossary"]
+SECTIONS = ["Verdicts", "Before and after", "Curves", "Terms", "Samples", "Oddities", "Data", "Parameters", "Limits", "Environment", "Repeat", "Glossary"]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_sections_verdicts_and_figures(whole: Path) -> None:
     assert "Not run: “Fits the card” (no GPU &lt;here&gt;)" in page # what wanted a GPU is folded into one row
     assert "<h1>Adapting DeBERTa-v3 base to Cambrian palaeontology</h1>" in page
     assert "<title>Adapting DeBERTa-v3 base to Cambrian palaeontology · dapt-20260304-220512-9f3a</title>" in page
-    assert page.count("<svg") == 4 and page.count("<figcaption>") == 4
+    assert page.count("<svg") == 5 and page.count("<figcaption>") == 5
     assert '<b class="status finished">finished</b>' in page and "class=\"absent\"" not in page
 
 
@@ -62,9 +62,11 @@ def test_plan_chunks_and_example(whole: Path) -> None:
 
 def test_lead_says_what_did_not_come_out(whole: Path) -> None:
     lead = re.sub("<[^>]+>", "", re.findall(r'<p class="lead">.*?</p>', page_of(whole))[0]).replace("\u202f", " ")
-    assert "fell by 54.2 % (95 % interval 50.9 to 57.1 %), from 134 to 61.4; of words that are no terms: −46.8 % " in lead
-    assert "(−49.5 to −44.0 %); but the general perplexity rose by 10.8 %" in lead
-    assert "at most +3 % was asked" in lead and "Not run" not in lead
+    assert "fell by 54.2 % (95 % interval 50.9 to 57.1 %) by training, from 134 to 61.4. The perplexity of words outside the term list fell by 14.6 % " in lead
+    assert "(95 % interval 13.3 to 15.9 %); but the general perplexity rose by 10.8 %" in lead
+    assert "at most +3 % was asked (+8.8 % by the new vocabulary before the first step, +1.9 % by the training)" in lead and "Not run" not in lead
+    assert "rare-term perplexity fell by 26.2 % (95 % interval 10.1 to 43.8 %) by training," in lead
+    assert "from 11.0 bits to 10.6 bits, where at most −20 % was asked: undecided" in lead
 
 
 def test_page_is_small_and_asks_for_nothing(whole: Path) -> None:
@@ -172,10 +174,55 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     assert "Dotted: a resume" not in page_of(folder) # there was none
 
 
+def test_rare_terms_are_shown_in_bits(tmp_path: Path) -> None:
+    folder = examples("14_journal")["example_run"](tmp_path)
+    claims = json.loads((folder / "claims.json").read_text())
+    change = {name: value / 6.36e13 - 1 for name, value in (("change", 1.97e6), ("change_low", 1.2e6), ("change_high", 3.1e6))}
+    found = dict(baseline=6.36e13, value=1.97e6, low=1.2e6, high=3.1e6, **change)
+    claims[1] |= {"metric": "perplexity of rare-term occurrences", "unit": "perplexity", "verdict": "PASS"} | found
+    (folder / "claims.json").write_text(json.dumps(claims))
+    page = render_report(folder).read_text(encoding="utf-8").replace("\u202f", " ")
+    assert "45.9 bits" in page and "20.9 bits" in page and "−24.9 bits" in page and "shown in bits per occurrence" in page
+    assert "×10" not in page and "32,300,000" not in page # no perplexity of 10¹³, and no factor of millions
+    assert "45.9 bits" in claims_table(folder) and "-24.9 bits" in claims_table(folder).replace("−", "-")
+
+
+def test_an_older_run_without_the_fields_of_claims(tmp_path: Path) -> None:
+    folder = examples("14_journal")["example_run"](tmp_path)
+    old = [{k: v for k, v in c.items() if k not in ("about", "pair", "units", "points_to")} for c in json.loads((folder / "claims.json").read_text())]
+    (folder / "claims.json").write_text(json.dumps(old))
+    for name in ("states", "changes"): (folder / f"tables/{name}.csv").unlink()
+    page = render_report(folder).read_text(encoding="utf-8")
+    assert re.findall(r"<h2[^>]*>([^<]+)", page) == SECTIONS and re.findall(r'class="badge ([\w-]+)"', page) == ["pass", "inconclusive", "pass", "fail"]
+    assert "by training" not in claims_table(folder) and "Has not forgotten English" in claims_table(folder)
+
+
+def test_a_wrong_path_is_no_failed_training(tmp_path: Path) -> None:
+    about = examples("14_journal")["example_manifest"]()
+    known = {name: about[name] for name in ("run_id", "phase", "command", "created", "config", "hardware", "seeds")}
+    wrong = {"status": "failed", "reason": "UserError: none.txt: no such file or folder; check the path", "steps": 0}
+    (tmp_path / "manifest.json").write_text(json.dumps(known | {"terminal": wrong}))
+    (tmp_path / "events.jsonl").write_text('{"t": 1, "step": 0, "kind": "status", "status": "started"}\n')
+    page = render_report(tmp_path).read_text(encoding="utf-8")
+    lead = re.sub("<[^>]+>", "", page.partition("<nav>")[0].partition("</style>")[2])
+    assert "The run failed (none.txt: no such file or folder; check the path) while it was reading its input; nothing was trained" in lead
+    assert "was being trained" not in lead and "Start again with the fix" in lead and "--resume" not in page
+    assert 'class="absent"' not in page and "anything to show under: Verdicts, Before and after, Curves, Terms, Samples, Oddities, Data." in lead
+    assert re.findall(r"<h2[^>]*>([^<]+)", page) == ["Parameters", "Limits", "Environment", "Repeat", "Glossary"]
+
+
+def test_every_verdict_has_a_look_of_its_own() -> None:
+    style = (ROOT / "nbs/report_template/index.html.j2").read_text(encoding="utf-8")
+    looks = [re.findall(rf"\.badge\.{verdict.lower().replace(' ', '-')} {{([^}}]*)}}", style) for verdict in VERDICTS]
+    assert all(len(look) == 1 for look in looks) and len({look[0] for look in looks}) == len(VERDICTS)
+    assert "background: var(--pass)" in looks[0][0] and "background: var(--fail)" in looks[1][0] # a failure weighs as much as a success
+    assert len(set(BADGES.values())) == len(BADGES) == len(VERDICTS)
+
+
 def test_glossary_is_linked_from_the_top(whole: Path) -> None:
     page = page_of(whole)
     assert page.index('<a href="#glossary">') < page.index("<h2") and "Dotted: a resume." in page
-    for word in ("baseline", "macro over terms", "unigram model", "replay", "test units", "a character"): assert word in page.partition("<dl")[2]
+    for word in ("baseline", "macro over terms", "unigram model", "replay", "test units", "per character"): assert word in page.partition("<dl")[2]
 
 
 def test_a_report_that_cannot_be_made_leaves_the_old_one(whole: Path, tmp_path: Path) -> None:
@@ -196,7 +243,7 @@ def test_as_a_subprocess(tmp_path: Path) -> None:
 
 def test_terminal_tables(whole: Path, tmp_path: Path) -> None:
     lines = claims_table(whole).splitlines()
-    assert max(map(len, lines)) <= 110 and len(lines) == 7
+    assert max(map(len, lines)) <= 115 and len(lines) == 11
     other = Path(shutil.copytree(whole, tmp_path / "other"))
     config = json.loads((other / "manifest.json").read_text())["config"]
     config["learning_rate"]["value"] = 1e-4

@@ -14,7 +14,7 @@ from paleotrain.journal import NARROW, read_run
 from paleotrain.report import render_report
 from paleotrain.report_terminal import claims_table, compare_runs
 
-SECTIONS = ["Verdicts", "Curves", "Scores", "Samples", "Model", "Data", "Parameters", "Limits", "Environment", "Repeat", "Glossary"]
+SECTIONS = ["Verdicts", "Curves", "Scores", "Samples", "Oddities", "Model", "Data", "Parameters", "Limits", "Environment", "Repeat", "Glossary"]
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,9 @@ def test_the_lead_says_result_baseline_and_failure(whole: Path) -> None:
     said = lead(page_of(whole))
     assert said.startswith("A Llama of 1.01 million parameters was trained from random weights on 187,400 words from 120 documents: ")
     assert "it read 8.19 million tokens, 7.29 times the text." in said
-    assert "1.64 nats a character (95 % interval 1.61 to 1.67), against 2.87 (unigram model); that is 2.34 bits a byte (2.30 to 2.39), against 2.79 (xz" in said
-    assert "But the share of test characters that the tokenizer lacks came out at 0.0400 %, where at most 0.01 % was asked." in said
+    assert "1.64 nats per character (95 % interval 1.61 to 1.67), against 2.87 (unigram model)" in said
+    assert "; that is 2.34 bits per byte (2.30 to 2.39), against 2.79 (xz" in said
+    assert "he share of test characters that the tokenizer lacks: 0.0400 %, where at most 0.01 % was asked" in said
     assert "hidden word" not in page_of(whole) # nor a word of what masked models do
 
 
@@ -94,7 +95,7 @@ def test_a_running_one_shows_what_it_has(tmp_path: Path) -> None:
         assert read_run(folder).status == "running"
         page = render_report(folder).read_text(encoding="utf-8")
     assert "is being trained from random weights" in lead(page) and "still running, at step 800 of 2,000" in lead(page)
-    assert "On the validation text it has come to 1.90 nats a character at step 750." in lead(page) and "Inconclusive" not in lead(page)
+    assert "No result has been judged yet. At step 750 the validation loss was 1.90 nats, lower than at step 0" in lead(page)
     assert page.count("<svg") == 4 and page.count("The sea floor </b>") == 4 # four evaluations so far: 0, 250, 500, 750
     assert "best so far" in page and "checkpoint kept" not in page
     for sentence in ("No text scored yet", "No unit scored yet", "No samples of the chosen checkpoint"): assert sentence in page
@@ -116,7 +117,7 @@ def test_one_that_has_only_begun(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"run_id": "pretrain-x", "phase": "pretrain", "report": "causal"}')
     page = render_report(tmp_path).read_text(encoding="utf-8")
     assert re.findall(r"<h2[^>]*>([^<]+)", page) == SECTIONS
-    assert "No held-out text has been scored yet." in lead(page) and page.count("<svg") == 0 and page.count('class="absent"') >= 12
+    assert "No result has been judged yet." in lead(page) and page.count("<svg") == 0 and page.count('class="absent"') >= 12
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
@@ -130,10 +131,10 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "samples.jsonl").write_text(json.dumps({"prompt": HOSTILE, "text": HOSTILE}) + "\n")
     with (folder / "events.jsonl").open("a") as file: file.write(json.dumps({"step": 2000, "kind": "sample", "prompt": HOSTILE, "text": HOSTILE}) + "\n")
-    for name, old in (("units", "Fossil locality 7"), ("scores", "xz after"), ("scores", "bits a byte")):
+    for name, old in (("units", "Fossil locality 7"), ("scores", "xz after"), ("scores", "bits per byte")):
         path = folder / f"tables/{name}.csv"
         with path.open(newline="") as file: rows = list(csv.DictReader(file))
-        names["write_rows"](path, [{k: HOSTILE + v if old in v and old != "bits a byte" else v for k, v in row.items()} for row in rows])
+        names["write_rows"](path, [{k: HOSTILE + v if old in v and old != "bits per byte" else v for k, v in row.items()} for row in rows])
     page = render_report(folder).read_text(encoding="utf-8")
     assert "<script" not in page and "<img" not in page and page.count("&lt;script&gt;") > 12
 

@@ -78,14 +78,14 @@ def test_the_leads_say_what_came_out_and_what_it_cost(adapter: Path, chain: Path
     assert f"fell by {fell[0]} % (95 % interval {fell[1]} to {fell[2]} %), from {number(float(test['before']))} to {number(float(test['after']))}" in said
     others = [r for r in rows(adapter, "losses") if r["role"] != "own"]
     worst = max(others, key=lambda r: float(r["change"]))
-    assert f"Elsewhere it cost most on {worst['set']}, where the perplexity rose by {share(worst['change'])}" in said
-    assert "Missed: “Forgets nothing elsewhere” (at most +3 % asked)." in said
+    assert f"Of 4 other texts {worst['set']} came out worst: its perplexity rose by {share(worst['change'])}" in said
+    assert f"rose by {share(worst['change'])}" in said and "where at most +3 % was asked" in said
     said = lead(page_of(chain))
     sure = [r for r in rows(chain, "domains") if float(r["change_high"]) < 0 and float(r["test_units"]) >= 20]
     assert f"fell for certain in {len(sure)} of 4: medicine {share(rows(chain, 'domains')[0]['change'], True)}" in said
     lost = [r for r in rows(chain, "cross") if r["role"] != "own" and float(r["change_low"]) > 0 and float(r["units"]) >= 20]
-    assert f"Of 16 readings of other text {len(lost)} were forgotten" in said
-    assert "Inconclusive: “education: Answers its domain better than the base”" in said and "debate +" in said
+    assert f"Of 16 pairs of an adapter and another text {len(lost)} got worse" in said
+    assert "Also “education: Answers its domain better than the base” −" in said and ": INCONCLUSIVE" in said and "debate +" in said
 
 
 def test_perplexities_are_those_of_the_table(adapter: Path) -> None:
@@ -161,11 +161,14 @@ def test_memory_and_sizes(adapter: Path) -> None:
 @pytest.mark.parametrize("end", ["killed", "failed"])
 def test_an_adapter_that_did_not_come_to_its_end(end: str, tmp_path: Path) -> None:
     page = rendered(made("qlora", tmp_path, "medicine", end))
-    assert sections(page) == QLORA and page.count('class="badge not-run"') == 4
-    for section in ("Before and after", "Elsewhere", "Questions with a key", "Samples"): assert 'class="absent"' in part(page, section), section
+    empty = ["Before and after", "Elsewhere", "Questions with a key", "Samples"] # a run that failed shows no placeholders, one that was stopped does
+    assert sections(page) == [name for name in QLORA if end == "killed" or name not in empty] and page.count('class="badge not-run"') == 4
+    if end == "failed": assert 'class="absent"' not in page and f"before there was anything to show under: {', '.join(empty)}." in page
+    else:
+        for section in empty: assert 'class="absent"' in part(page, section), section
     assert part(page, "Curves").count("<svg") == 2 and "best so far" in page
     said = {"killed": "was interrupted at step 240 of 510", "failed": "failed at step 240 of 510 (the loss is not a number at step 40"}[end]
-    assert said in lead(page) and "the test text has not been judged yet" in lead(page)
+    assert said in lead(page) and "No result has been judged yet. At step 240 the validation loss was" in lead(page)
     assert "Go on with <code>paleotrain run qlora --resume" in page
 
 
