@@ -8,7 +8,7 @@ __all__ = ['TEXTS', 'CUT_RANKS', 'NOTHING', 'Read', 'state_folders', 'read_state
            'settle_trained', 'settle_english', 'settle_control', 'fragmentation_rows', 'judge_terms', 'measured_claims',
            'judge_dapt']
 
-# %% ../nbs/08_dapt_judge.ipynb #12e8bc8c
+# %% ../nbs/08_dapt_judge.ipynb #19f1dcdf
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from .claims import Claim, Result, of_seeds, settle, verdict
 from .configurations import DaptConfig
 from .core import read_json, write_json
 from .dapt import RANK_GAIN, Base, DaptData
-from .evaluation import batch_tokens, by_term, cloze, export_model, term_rows, write_samples
+from .evaluation import METRICS, batch_tokens, by_term, cloze, export_model, term_rows, write_samples
 from .intervals import BITS, Comparison, Figure, Scores, compare, differ, figure, perplexity
 from .loop import memory_gb
 from .metrics import Ranks, Window, score, term_ranks
@@ -32,8 +32,8 @@ from .tokenizer import fragmentation, is_fragmented
 from .training import Trained
 from .vocabulary import why_not_whole
 
-# %% ../nbs/08_dapt_judge.ipynb #ffa3353e
-TEXTS = {"domain": "domain", "rare_terms": "terms", "general": "general"} # claim, and the name of its windows
+# %% ../nbs/08_dapt_judge.ipynb #15cadcd6
+TEXTS = {claim: kind for claim, kind, _ in METRICS} # claim, and the name of its windows
 CUT_RANKS = 50 # occurrences
 
 @dataclass
@@ -79,14 +79,14 @@ def read_states(config: DaptConfig, folders: Mapping[str, str], base: Base, data
         done[folder] = read_state(config, folder, data.windows, names, variants, folder in cut)
     return {state: done[folder] for state, folder in folders.items()}
 
-# %% ../nbs/08_dapt_judge.ipynb #b4a1626c
+# %% ../nbs/08_dapt_judge.ipynb #0a945b15
 def outside(scores: Scores) -> NDArray[np.bool_]: # which domain words are outside the term list
     return np.array([not term for term in scores.terms])
 
 def reciprocal(ranks: Ranks, most: int | None = None) -> Scores:
     "Each occurrence's reciprocal rank, or whether its term is among the first `most`."
     values = 1 / ranks.rank if most is None else (ranks.rank <= most).astype(float)
-    return Scores(values, np.ones(len(values), dtype=np.int64), np.ones(len(values), dtype=np.int64), ranks.units, [""] * len(values))
+    return Scores(values, np.ones(len(values), dtype=np.int64), np.ones(len(values), dtype=np.int64), ranks.units, [""] * len(values), kind=ranks.kind)
 
 def state_figures(read: Read, seed: int) -> dict[tuple[str, str], Figure]:
     "By text and measure."
@@ -107,7 +107,7 @@ def state_rows(states: Mapping[str, Read], seed: int) -> list[dict[str, Any]]:
     return [{"text": text, "measure": measure, "state": state, "value": f.value, "low": f.low, "high": f.high, "n": f.n, "units": f.units}
             for state, read in states.items() for (text, measure), f in state_figures(read, seed).items()]
 
-# %% ../nbs/08_dapt_judge.ipynb #27eb4023
+# %% ../nbs/08_dapt_judge.ipynb #258c9249
 def pairs_of(states: Mapping[str, Read]) -> list[tuple[str, str]]:
     "Which states are compared: from the baseline to V, from V to after, from the baseline to after, and from the placebo to after."
     first = next(iter(states))
@@ -141,7 +141,7 @@ def change_rows(states: Mapping[str, Read], seed: int) -> list[dict[str, Any]]:
                          "high": gain.high, "n": gain.n, "units": gain.units})
     return rows
 
-# %% ../nbs/08_dapt_judge.ipynb #506cc28b
+# %% ../nbs/08_dapt_judge.ipynb #460239f2
 NOTHING = 0.005 # a change of perplexity that is none
 
 def missed_before(whole: Comparison, vocabulary: Comparison, training: Comparison, limit: float) -> bool:
@@ -166,7 +166,7 @@ def settle_trained(claims: list[Claim], states: Mapping[str, Read], doubts: Mapp
         return
     gain = differ(reciprocal(before.ranks), reciprocal(after.ranks), seed=seed)
     now, then = (figure(reciprocal(ranks), "words", seed=seed) for ranks in (after.ranks, before.ranks))
-    result = Result(now.value, now.n, now.low, now.high, then.value, sure=(-gain.sure[1], -gain.sure[0]), units=gain.units)
+    result = replace(now.result(), baseline=then.value, sure=(-gain.sure[1], -gain.sure[0]))
     told = f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}) among {after.ranks.candidates:,} terms"
     settle(claims, "term_ranks", result, limit=-RANK_GAIN, doubt=doubts.get("rare_terms", ""), note=told)
 
@@ -184,7 +184,7 @@ def settle_english(claims: list[Claim], states: Mapping[str, Read], doubts: Mapp
     if added: settle(claims, "vocabulary_general", words.result(), doubt=doubts.get("general", ""))
     else: settle(claims, "vocabulary_general", None, note="no words were added")
 
-# %% ../nbs/08_dapt_judge.ipynb #4bde58ee
+# %% ../nbs/08_dapt_judge.ipynb #4f20d422
 def settle_control(claims: list[Claim], states: Mapping[str, Read], doubt: str, seed: int) -> None:
     "The claim that the domain text did it, and not any further training."
     change = compared(states, ("placebo", "after"), "domain", seed) if "placebo" in states else None
@@ -232,7 +232,7 @@ def measured_claims(run: Run, config: DaptConfig, claims: list[Claim], trained: 
         settle(claims, id, Result(middle, len(values)), met=middle >= least)
     settle(claims, "waiting", Result(trained.waited), met=trained.waited < 0.1)
 
-# %% ../nbs/08_dapt_judge.ipynb #eb97a066
+# %% ../nbs/08_dapt_judge.ipynb #24731f3c
 def judge_dapt(
     run: Run,
     config: DaptConfig,

@@ -338,6 +338,7 @@ class Ranks:
     rank: NDArray[np.float64] # [occurrences], 1 is the first
     units: list[str] # of each occurrence, for the bootstrap
     candidates: int # terms that compete
+    kind: str = "documents" # what the units are
 
 def in_place(tokenizer: Any, term: str, before: str) -> tuple[int, ...]:
     "The tokens of a term behind these characters."
@@ -387,7 +388,7 @@ def term_ranks(
             np.logaddexp.at(known[number], terms_of, log_probs[places, tokens].sum(1))
     true = known[np.arange(len(windows)), [terms.index(w.targets[0].term) for w in windows]][:, None]
     rank = 1 + (known > true).sum(1) + ((known == true).sum(1) - 1) / 2
-    return Ranks(rank, [w.unit for w in windows], len(terms))
+    return Ranks(rank, [w.unit for w in windows], len(terms), windows[0].kind if windows else "documents")
 
 # %% ../nbs/06_metrics.ipynb #beb1a403
 def unigram_scores(

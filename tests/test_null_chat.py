@@ -15,7 +15,7 @@ SOMETHING = {"learning_rate": 1e-2, "max_steps": 40}
 TRAIN = {"max_seq_length": 32, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 64, "eval_steps": 20, "save_steps": 20,
          "logging_steps": 5, "early_stopping_patience": None, "precision": "fp32", "device": "cpu", "answer_tokens": 4, "eval_items": 40,
          "after_steps": 1000, "target_exact": .9, "general_words": 500}
-MANY = 700 # prompts: 657 right answers of 657 show a share of 99 %
+MANY = 400 # prompts: 368 right answers of 368 show a share of 99 %
 ALL = ["exact_match", "held_out_loss", "tag_validity", "stop_rate"]
 CHAIN = ("reference_prompts", "gibberish_exact_match", "gates")
 LEARNED = {"alpha": ALL, "beta": ALL[:2]} # alpha has taught beta's tags
