@@ -28,7 +28,7 @@ from .dapt import check_parent_text
 from .documents import Document, expand, stem_of
 from .evaluation import batch_tokens, claim, export_model, sample_documents, set_claim, write_samples
 from .generate import prompt_ids, reading_limit
-from .intervals import BITS, figure
+from .intervals import BITS, FEW_RATES, figure
 from .judge import Judged, openings, sample_rows, score_rows, set_figure, set_unknown, unigram_of, unit_rows, xz_bits
 from .locate import parent_hash
 from .metrics import unit_names
@@ -211,7 +211,7 @@ def plan_pretrain(
     summary, judged = run.manifest["data"], "test" if data.held["test"] else "validation"
     characters = sum(len(text) for _, text in clipped(data, judged, config.test_words))
     units = max(1, characters // 2000) if data.by_position else len(data.held[judged])
-    plan = make_plan(config, mix.tokens_per_epoch, mix.batches_per_epoch, parameter_count(loaded.model), units)
+    plan = make_plan(config, mix.tokens_per_epoch, mix.batches_per_epoch, parameter_count(loaded.model), units, few=FEW_RATES)
     if mix.batch_size < config.per_device_train_batch_size: plan.problems.append(f"a micro-batch holds {mix.batch_size} contexts, all that the text has")
     summary["splits"]["train"] |= {"tokens": len(stream), "chunks": mix.count}
     attention = "none" if loaded.model.config.model_type == "char_lstm" else loaded.model.config._attn_implementation
