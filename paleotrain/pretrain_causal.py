@@ -31,7 +31,7 @@ from .generate import prompt_ids, reading_limit
 from .intervals import BITS, FEW_RATES, figure
 from .judge import Judged, openings, sample_rows, score_rows, set_figure, set_unknown, unigram_of, unit_rows, xz_bits
 from .locate import parent_hash
-from .metrics import unit_names
+from .metrics import unit_kind, unit_names, units_told
 from .models import LoadedModel, parameter_count, pick_device, pick_precision
 from .plan import Plan, make_plan
 from .runs import Run, best_checkpoint, finish, read_events, refuse_changed, same_parent, write_table
@@ -92,6 +92,9 @@ def _by_document(run: Run, config: PretrainConfig, settings: Settings) -> Causal
     words = {"validation": max(config.eval_words, config.test_words), "test": config.test_words}
     held = {split: drawn_words(sample_documents(splits, split, seed=config.seed), most, config.seed) for split, most in words.items()}
     describe(run, config, splits.inputs("corpus", settings), held, splits.split_by, splits.overlap, "document", splits.counts)
+    judged = "test" if held["test"] else "validation"
+    told = units_told((unit for unit, _ in held[judged]), unit_kind(sample_documents(splits, judged, seed=config.seed)))
+    run.update(data=run.manifest["data"] | {"resampled": {judged: told}})
     if splits.report.bad: run.warn(f"{splits.report.bad} broken lines were left out")
     return CausalData(lambda: (d.text for d in splits.documents("train")), held, f"{splits.hash}/train", False)
 
