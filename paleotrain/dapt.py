@@ -30,7 +30,7 @@ from .locate import check_base, parent_hash
 from .loop import Rule, beyond, no_better_by
 from .metrics import Window, score, unigram_scores
 from .models import LoadedModel, check_length, extend_model, load_mlm, parameter_count, pick_device, pick_precision, use_summed_loss
-from .plan import Plan, make_plan
+from .plan import Plan, make_plan, power_row
 from .runs import Run, refuse_changed, same_parent
 from .starting import frozen
 from .text_doubts import cut_terms, too_few, unknown_words, why_alike
@@ -297,6 +297,8 @@ def plan_dapt(run: Run, config: DaptConfig, data: DaptData, base: Base, settings
     mix, masker = make_batches(config, data, base, settings)
     gpu = None if device == "cpu" else torch.cuda.get_device_properties(0).total_memory / 2**30
     plan = make_plan(config, mix.tokens_per_epoch, mix.batches_per_epoch, parameters, len({w.unit for w in data.windows["domain/test"]}), gpu)
+    for what, name, change in (("domain words", "domain", -0.10), ("rare terms", "terms", -0.20), ("general words", "general", 0.03)):
+        if tested := data.windows[f"{name}/test"]: plan.rows.append(power_row(what, change, len({w.unit for w in tested}), tested[0].kind))
     summary = run.manifest["data"]
     plan.problems += tell_replay(summary, config, mix)
     run.update(data=summary, plan={"rows": plan.rows, "problems": plan.problems}, example=masked_example(mix, masker),

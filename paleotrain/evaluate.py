@@ -32,7 +32,7 @@ from .generate import sample_statistics
 from .intervals import BITS, compare_rates, figure
 from .judge import Judged, openings, sample_rows, score_rows, settle_figure, settle_unknown, unit_rows, xz_bits
 from .locate import model_folder, parent_hash
-from .metrics import unit_names
+from .metrics import unit_kind, unit_names, units_told
 from .models import LoadedModel, autocast, parameter_count, pick_device, pick_precision
 from .runs import Run, finish, refuse_changed, same_parent, write_table
 from .starting import frozen
@@ -84,7 +84,9 @@ def read_texts(config: EvaluateConfig, settings: Settings, place: Path) -> tuple
     if not documents: raise UserError("corpus", f"no text in {', '.join(path.name for path in files[:3])}", "name files with text")
     inputs = [entry | {"role": "corpus", "path": shown_path(entry["path"], settings), "splits": ["test"]} for entry in report.files]
     said = f"{len(documents):,} of {read:,} documents, drawn by hash" if len(documents) < read else f"all {read:,} documents"
-    return list(zip(unit_names(documents), (d.text for d in documents), strict=True)), inputs, said, report.bad
+    names, kind = unit_names(documents), unit_kind(documents)
+    if "book" in kind: said += f"; intervals resample {units_told(names, kind)}"
+    return list(zip(names, (d.text for d in documents), strict=True)), inputs, said, report.bad
 
 # %% ../nbs/09_evaluate.ipynb #9310190a
 def seen_in_training(

@@ -293,7 +293,7 @@ def points(
     return Result(float(values[0]), len(every), low, high, sure=sure, units=units, kind=kind)
 
 # %% ../nbs/06_intervals.ipynb #866b0a03
-SPREADS = {"domain words": 0.45, "rare terms": 1.6, "general words": 0.3, "conversations": 0.21, "bits per byte": 0.06}
+SPREADS = {"domain words": 0.45, "rare terms": 1.1, "general words": 0.3, "conversations": 0.21, "bits per byte": 0.06} # words: of the longer runs in LOG.md
 POWER = 0.8 # how often a change of that size is to be decided
 
 def _errors() -> float: # standard errors that have to fit into a change

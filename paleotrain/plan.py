@@ -34,6 +34,7 @@ def make_plan(
     parameters: int, # of the model
     evaluation_units: int = 0, # documents in the test split
     gpu_memory_gb: float | None = None, # of the device; None: no GPU
+    few: int = FEW_UNITS, # fewer units decide nothing
 ) -> Plan:
     "Steps, epochs, warm-up, evaluations, checkpoints, disk; and a sentence for each thing that does not add up."
     accumulation, batch = config.gradient_accumulation_steps, config.per_device_train_batch_size
@@ -56,14 +57,15 @@ def make_plan(
         ("parameters", f"{parameters / 1e6:,.1f} M", ""),
         ("disk", f"{weights_gb + checkpoint_gb * (config.save_total_limit + 2):.1f} GB", f"{checkpoint_gb:.2f} GB per checkpoint"),
     ]
-    problems = plan_problems(config, steps, epochs, warmup, evaluations, evaluation_units)
+    problems = plan_problems(config, steps, epochs, warmup, evaluations)
+    if 0 < evaluation_units < few: problems.append(f"{evaluation_units} test documents are too few to decide a claim ({few} are needed)")
     if gpu_memory_gb and gpu_memory_gb < 12 and parameters > 150e6 and batch * config.max_seq_length > 2048:
         problems.append(f"{parameters / 1e6:.0f}M parameters at batch {batch} x {config.max_seq_length} may not fit {gpu_memory_gb:.0f} GB; should memory run "
                         "out: batch 4 with accumulation 32 (the same effective batch), then max_seq_length 384 or 256")
     return Plan(steps, warmup, rows, problems)
 
 # %% ../nbs/06_plan.ipynb #6564bb77
-def plan_problems(config: TrainConfig, steps: int, epochs: float, warmup: int, evaluations: int, evaluation_units: int) -> list[str]:
+def plan_problems(config: TrainConfig, steps: int, epochs: float, warmup: int, evaluations: int) -> list[str]:
     "A sentence for each thing in the plan that does not add up."
     found = []
     if warmup >= steps:
@@ -80,8 +82,6 @@ def plan_problems(config: TrainConfig, steps: int, epochs: float, warmup: int, e
     if epochs < 1: found.append(f"{steps:,} steps see {epochs:.0%} of the training text")
     if config.save_steps % config.eval_steps and config.save_steps < steps:
         found.append(f"save_steps {config.save_steps:,} is no multiple of eval_steps {config.eval_steps:,}: such checkpoints cannot be chosen")
-    if 0 < evaluation_units < FEW_UNITS:
-        found.append(f"{evaluation_units} test documents are too few to decide a claim ({FEW_UNITS} are needed)")
     return found
 
 # %% ../nbs/06_plan.ipynb #39292b66

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .batches import tokenizer_hash
 from .causal import Shape, context_length, load_causal, new_causal, solve_shape, usage_of, use_causal_loss
-from .claims import FEW_UNITS, Claim, Result, claim, promise, settle
+from .claims import Claim, Result, claim, promise, settle
 from .configurations import PretrainConfig, Sampling, parse_size
 from .core import Settings, UserError, locate, located, read_json, set_seed, sha256, sha256_file, shown_path, stable_fraction, write_json
 from .corpus import SPLITS, WORDS, count_words, load_splits
@@ -28,10 +28,10 @@ from .dapt import check_parent_text
 from .documents import Document, expand, stem_of
 from .evaluation import batch_tokens, export_model, sample_documents, write_samples
 from .generate import prompt_ids, reading_limit
-from .intervals import BITS, compare_rates, figure
+from .intervals import BITS, FEW_RATES, compare_rates, figure
 from .judge import Judged, openings, sample_rows, score_rows, settle_figure, settle_unknown, unigram_of, unit_rows, xz_bits
 from .locate import parent_hash
-from .metrics import unit_names
+from .metrics import unit_kind, unit_names, units_told
 from .models import LoadedModel, parameter_count, pick_device, pick_precision
 from .plan import Plan, make_plan
 from .runs import Run, best_checkpoint, finish, read_events, refuse_changed, same_parent, write_table
@@ -93,6 +93,9 @@ def _by_document(run: Run, config: PretrainConfig, settings: Settings) -> Causal
     words = {"validation": max(config.eval_words, config.test_words), "test": config.test_words}
     held = {split: drawn_words(sample_documents(splits, split, seed=config.seed), most, config.seed) for split, most in words.items()}
     describe(run, config, splits.inputs("corpus", settings), held, splits.split_by, splits.overlap, "document", splits.counts)
+    judged = "test" if held["test"] else "validation"
+    told = units_told((unit for unit, _ in held[judged]), unit_kind(sample_documents(splits, judged, seed=config.seed)))
+    run.update(data=run.manifest["data"] | {"resampled": {judged: told}})
     if splits.report.bad: run.warn(f"{splits.report.bad} broken lines were left out")
     return CausalData(lambda: (d.text for d in splits.documents("train")), held, f"{splits.hash}/train", False)
 
@@ -260,7 +263,7 @@ def thin_splits(config: PretrainConfig, data: CausalData) -> list[str]:
     for split in dict.fromkeys(("validation", "test" if data.held["test"] else "validation")):
         texts = [text for _, text in clipped(data, split, config.test_words)]
         units = sum(max(1, round(len(text) / 2000)) for text in texts) if data.by_position else len(texts)
-        if units < FEW_UNITS: found.append(f"the {split} text to be judged has {units} {kind}: too few to decide a claim ({FEW_UNITS} are needed); "
+        if units < FEW_RATES: found.append(f"the {split} text to be judged has {units} {kind}: too few to decide a claim ({FEW_RATES} are needed); "
                                            f"give more text, or raise {split}_fraction or test_words")
     return found
 

@@ -32,7 +32,7 @@ from .four_bit import frozen_hash, held, load_base, worst_layer
 from .instructions import Item
 from .memory import MemoryPlan, memory_plan
 from .models import LoadedModel, pick_device, pick_precision
-from .plan import Plan, make_plan
+from .plan import Plan, make_plan, power_row
 from .runs import Run, same_parent, write_table
 from .sft import drawn
 from .starting import frozen
@@ -128,6 +128,7 @@ def plan_qlora(run: Run, config: QloraConfig, data: DomainData, loaded: LoadedMo
     train_side, about, facts = data.examples["train"], run.manifest["adapter"], run.manifest["data"]
     mix = ExampleMix(train_side, config.per_device_train_batch_size, config.seed)
     plan = make_plan(config, mix.tokens_per_epoch, mix.batches_per_epoch, about["parameters"], facts["splits"]["test"]["documents"])
+    plan.rows.append(power_row("conversations", -0.01, facts["splits"]["test"]["documents"]))
     whole, cut = run.manifest["parent"]["parameters"], facts["cut"]
     plan.rows += [("trained", f"{about['parameters'] / whole:.2%}", f"of {whole:,}: rank {config.lora_r} on {about['layers']} layers"),
                   ("base", f"{about['base_bytes'] / 1e6:,.1f} MB", f"{config.quantization}; {about['base_full_bytes'] / 1e6:,.1f} MB in full"),
