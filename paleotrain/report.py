@@ -25,7 +25,7 @@ from .plots import resumes, series
 from .tokenizer import is_fragmented
 
 # %% ../nbs/15_report.ipynb #07a437bb
-BADGES = {"PASS": "✓", "FAIL": "✕", "INCONCLUSIVE": "?", "TOO FEW": "<", "BEFORE TRAINING": "○", "NOT RUN": "–"} # told apart in greyscale too
+BADGES = {"PASS": "✓", "FAIL": "✕", "INCONCLUSIVE": "?", "NOT RUN": "–"} # told apart in greyscale too
 
 def header(
     run: RunRecord,
