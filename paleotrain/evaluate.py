@@ -62,7 +62,7 @@ def raw_texts(files: Sequence[Path], settings: Settings) -> tuple[list[tuple[str
     if empty: raise UserError(empty, "no text in it", "name files with text")
     inputs = [{"role": "corpus", "path": shown_path(path, settings), "sha256": sha256_file(path), "bytes": path.stat().st_size, "documents": 1,
                "licence": None, "splits": ["test"]} for path in files]
-    return texts, inputs, "files as they stand, line ends and all, as the model was trained", 0
+    return texts, inputs, "files exactly as they are, line ends included, as the model was trained", 0
 
 # %% ../nbs/09_evaluate.ipynb #49a2216e
 def read_texts(config: EvaluateConfig, settings: Settings, place: Path) -> tuple[list[tuple[str, str]], list[dict[str, Any]], str, int]:
@@ -111,7 +111,7 @@ def prepare(run: Run, config: EvaluateConfig, settings: Settings) -> EvaluateDat
     other, other_overlap = seen_in_training(against, inputs, "the other model") if against else (None, "")
     counts = {"documents": len(texts), "words": sum(count_words(text) for _, text in texts), "characters": sum(len(text) for _, text in texts),
               "bytes": sum(len(text.encode()) for _, text in texts)}
-    whole = len(texts) == 1 or said.startswith("files as they stand")
+    whole = len(texts) == 1 or said.startswith("files exactly as they are")
     unit = "stretch of about 2,000 characters" if whole else "document"
     name = place.parent.name if place.name == "model" else place.name
     if told := counted_so(sum(unspaced_words(text) for _, text in texts), counts["words"]): said += f";{told}"

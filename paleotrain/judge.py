@@ -39,7 +39,7 @@ def xz_bits(
     texts: Sequence[str], # what is judged
     training: Iterable[str] = (), # its last XZ_MEMORY bytes; nothing: the texts alone
 ) -> float:
-    "Bits a byte that `xz` needs for the texts behind the training text; its file header does not count."
+    "Bits per byte that `xz` needs for the texts behind the training text; its file header does not count."
     seen, size = deque[bytes](), 0
     for text in training:
         seen.append(text.encode()); size += len(seen[-1])

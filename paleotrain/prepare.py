@@ -28,6 +28,7 @@ from .corpus import SPLITS
 from .documents import ReadReport, names_in
 from .download import MissingSource, fetch
 from .filters import EvaluationIndex
+from .intervals import interval, resample, sure_interval
 from .normalise import Normalised, normalise
 from .runs import Run, derive_status, finish, refuse_changed, write_table
 from .templates import plain_chats
@@ -266,9 +267,9 @@ def overlap(apart: Apart) -> Result:
     "The mean share of an evaluation document that training has, with its interval over these documents."
     share = np.array(list(apart.share.values()))
     if not len(share): return Result(0.0, 0)
-    draw = np.random.default_rng(0)
-    low, high = np.quantile([draw.choice(share, len(share)).mean() for _ in range(1000)], (.025, .975)).tolist()
-    return Result(float(share.mean()), len(share), low, high, sure=(low, high), units=len(share), kind="evaluation documents")
+    values, drawn = resample(share[None], np.ones(len(share)))
+    mean = float(values[0])
+    return Result(mean, len(share), *interval(drawn[0]), sure=sure_interval(mean, share - mean), units=len(share), kind="evaluation documents")
 
 # %% ../nbs/08_prepare.ipynb #4fdbe0a9
 def judge_sides(run: Run, claims: list[Claim], store: Store, made: Sorted, apart: Apart) -> None:

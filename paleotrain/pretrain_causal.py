@@ -69,7 +69,7 @@ def _by_position(run: Run, config: PretrainConfig, settings: Settings) -> Causal
     names = dict(zip(files, _named([stem_of(path) for path in files]), strict=True))
     texts = {split: [(names[path], part[split]) for path, part in parts.items() if part[split]] for split in SPLITS}
     describe(run, config, inputs, texts, f"By position in each file: {shares}, the rest training but for a gap of {gap:,} characters.",
-             "The splits are apart by one context and more.", "stretch of text")
+             "The splits are separated by at least one context.", "stretch of text")
     return CausalData(lambda: (text for _, text in texts["train"]), {split: texts[split] for split in ("validation", "test")},
                       sha256("\0".join(text for _, text in texts["train"])), True)
 

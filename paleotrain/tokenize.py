@@ -24,6 +24,7 @@ from .claims import Claim, Result, claim, promise, settle
 from .configurations import TokenizerConfig
 from .core import Settings, UserError, atomic_dir, atomic_write, locate, located, read_json, sha256, sha256_file, shown_path, write_json
 from .corpus import LETTERS, PAIR, Splits, Term, count_terms, find_terms, load_splits, read_terms, term_pattern
+from .intervals import sure_interval
 from .runs import Run, finish, refuse_changed, write_table
 from .tokenizer import CONTEXTS, KINDS, contexts, cut, encoded, exact, fragmentation, is_fragmented, measure, train_tokenizer
 from .vocabulary import extend_tokenizer, why_not_whole
@@ -138,13 +139,16 @@ def ratio(parts: Sequence[int], wholes: Sequence[int], seed: int) -> tuple[float
     low, high = np.quantile([(times @ part) / (times @ whole) for times in drawn], (.025, .975))
     return float(part.sum() / whole.sum()), float(low), float(high)
 
-def comparison_row(label: str, terms: bool, tokenizer: Any, data: TokenizerData, same: Sequence[bool], seed: int) -> dict[str, Any]:
-    "What a tokenizer makes of the test text, as a row of tables/comparison.csv."
+def comparison_row(label: str, terms: bool, tokenizer: Any, data: TokenizerData, same: Sequence[bool], seed: int) -> tuple[dict[str, Any], tuple[float, float]]:
+    "What a tokenizer makes of the test text, as a row of tables/comparison.csv; the interval of lost characters per million that verdicts use."
     found = measure(tokenizer, data.texts)
     characters, words, tokens, _, lost = zip(*found.pop("by_text"), strict=True)
     covered, cost = ratio(lost, characters, seed), ratio(tokens, words, seed)
-    return {"tokenizer": label, "terms": int(terms), **found, "coverage_low": 1 - covered[2], "coverage_high": 1 - covered[1],
+    part, whole = np.array(lost, dtype=float), np.array(characters, dtype=float)
+    sure = sure_interval(1e6 * covered[0], 1e6 * (part - covered[0] * whole) / whole.mean())
+    row = {"tokenizer": label, "terms": int(terms), **found, "coverage_low": 1 - covered[2], "coverage_high": 1 - covered[1],
             "tokens_per_word_low": cost[1], "tokens_per_word_high": cost[2], "lines": len(same), "exact_lines": sum(same), "units": len(data.texts)}
+    return row, sure
 
 # %% ../nbs/08_tokenize.ipynb #bb73c337
 def why_cut(term: str, after: Sequence[int], added: Mapping[str, Any] | None, seen: int, never: str = "") -> str:
@@ -200,10 +204,10 @@ def unchanged(old: Any, new: Any, added: Mapping[str, Any], lines: Sequence[str]
     free = [line for line in lines if not holds.search(line)]
     return sum(a != b for a, b in zip(encoded(old, free), encoded(new, free), strict=True)), len(free)
 
-def settle_coverage(claims: list[Claim], label: str, row: Mapping[str, Any]) -> None:
+def settle_coverage(claims: list[Claim], label: str, row: Mapping[str, Any], sure: tuple[float, float]) -> None: # from `comparison_row`
     "The claim on a tokenizer's coverage; n counts characters, the interval is over documents."
     value, low, high = (round(1e6 * (1 - row[name]), 3) for name in ("coverage", "coverage_high", "coverage_low"))
-    settle(claims, f"coverage {label}", Result(value, row["characters"], low, high, sure=(low, high), units=row["units"]), limit=LOST)
+    settle(claims, f"coverage {label}", Result(value, row["characters"], low, high, sure=sure, units=row["units"]), limit=LOST)
 
 def settle_terms(claims: list[Claim], label: str, rows: Sequence[Mapping[str, Any]], differ: tuple[int, int], worse: tuple[int, int]) -> None:
     "The claims on what the terms did: to themselves, to lines without them, to decoding; each pair is a count and of how many lines."
@@ -222,7 +226,7 @@ def export(run: Run, config: TokenizerConfig, data: TokenizerData, name: str, to
              "parameters": config.model_dump(), "held_out": dict(row)}
     card = (f"# Tokenizer {config.name}: {name}\n\nRun `{run.folder.name}`. {len(tokenizer):,} tokens in the vocabulary; `AutoTokenizer` loads this folder.\n"
             f"On {row['words']:,} held-out words in {row['units']:,} documents: {row['coverage']:.4%} of the characters covered, "
-            f"{row['tokens_per_word']:.3f} tokens a word, {row['exact_lines']:,} of {row['lines']:,} lines decoded exactly.\n")
+            f"{row['tokens_per_word']:.3f} tokens per word, {row['exact_lines']:,} of {row['lines']:,} lines decoded exactly.\n")
     place = run.folder / "model" / name
     with atomic_dir(place) as aside:
         tokenizer.save_pretrained(aside)
@@ -239,14 +243,15 @@ def judge(run: Run, config: TokenizerConfig, data: TokenizerData, made: Mapping[
     claims: list[Claim] = read_json(run.folder / "claims.json")
     for label, tokenizer in made.items():
         same, new = exact(tokenizer, lines), extended.get(label)
-        rows.append(comparison_row(label, False, tokenizer, data, same, config.seed))
+        row, sure = comparison_row(label, False, tokenizer, data, same, config.seed)
+        rows.append(row)
         words += word_rows(label, tokenizer, data.texts)
         terms += (mine := fragmentation_rows(label, tokenizer, new, data))
-        settle_coverage(claims, label, rows[-1])
+        settle_coverage(claims, label, row, sure)
         export(run, config, data, label, tokenizer, rows[-1], settings)
         if new is None: continue
         still = exact(new[0], lines)
-        rows.append(comparison_row(label, True, new[0], data, still, config.seed))
+        rows.append(comparison_row(label, True, new[0], data, still, config.seed)[0])
         worse = sum(a and not b for a, b in zip(same, still, strict=True))
         settle_terms(claims, label, mine, unchanged(tokenizer, new[0], new[1], lines), (worse, sum(same)))
         export(run, config, data, f"{label}-terms", new[0], rows[-1], settings)
