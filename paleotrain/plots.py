@@ -90,7 +90,7 @@ def draw_parts(axes: Any, run: RunRecord, y: int, text: str) -> None:
         width, low, high = (math.log2(max(1e-12, 1 + row[name])) for name in ("change", "low", "high"))
         axes.barh(y + shift, width, left=start, height=.34, lw=.6, **PARTS[ends] | ({} if not y else {"label": None}))
         axes.plot([start + low, start + high], [y + shift] * 2, color=INK, lw=1.2)
-        said = f"{width:+.1f} bits".replace("-", "−") if text == "rare_terms" else percent(row["change"])
+        said = f"{width:+.1f} bits".replace("-", "−") if text == "rare_terms" else changed({"change": row["change"]})
         axes.annotate(said, (max(start, start + width, start + high), y + shift), (5, 0), textcoords="offset points", va="center", size=9,
                       bbox={"fc": "white", "lw": 0, "pad": .6})
         if ends == "V" and part(run, text, "placebo"):
