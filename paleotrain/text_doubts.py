@@ -18,7 +18,7 @@ from .batches import encode_plain
 from .claims import FEW_UNITS
 from .corpus import Term, count_terms, count_words
 from .metrics import EVALUATED, Window, span_tokens
-from .tokenizer import fragmentation
+from .tokenizer import fragmentation, is_fragmented
 
 # %% ../nbs/07_text_doubts.ipynb #a5a738f2
 def too_few(
@@ -101,6 +101,6 @@ def cut_terms(
 ) -> str:
     "A warning about terms of one word that are cut into pieces; '' where there are few."
     single = [term for term in terms if " " not in term]
-    cut = [term for term, pieces in fragmentation(tokenizer, single).items() if pieces > 1]
+    cut = [term for term, pieces in fragmentation(tokenizer, single).items() if is_fragmented(pieces, 1)]
     if len(cut) <= MOST_CUT * len(single): return ""
     return f"{len(cut):,} of {len(single):,} terms of one word ({len(cut) / len(single):.0%}) are cut into pieces: {fix}"
