@@ -214,9 +214,9 @@ def more_words(run: Run, config: DaptConfig, data: DaptData, loaded: LoadedModel
     return tokenizer, added
 
 def doubt_words(run: Run, data: DaptData, old: Any, tokenizer: Any) -> None:
-    "No verdict on hidden words that the tokenizer does not know; terms are read with the extended one."
+    "No verdict on hidden words that the tokenizer does not know: of the domain, the extended one, which V and after read with."
     for claim_id, kind, what in METRICS:
-        reason = unknown_words(tokenizer if claim_id == "rare_terms" else old, data.windows[f"{kind}/test"])
+        reason = unknown_words(old if claim_id == "general" else tokenizer, data.windows[f"{kind}/test"])
         doubt(run, data, reason and f"{what}: {reason}", claim_id, fix="take a base that was trained on text in this language")
 
 def load_base(run: Run, config: DaptConfig, data: DaptData, settings: Settings) -> Base:

@@ -244,7 +244,8 @@ def pair(*blocks: str) -> str: return f'<div class="grid">{"".join(blocks)}</div
 
 # %% ../nbs/14_journal.ipynb #27784f95
 SIGNS = {**dict.fromkeys("–—−‐‑─", "-"), **dict.fromkeys("“”„«»", '"'), **dict.fromkeys("‘’", "'"), **dict.fromkeys("█▉▊▋▌▍▎▏", "#"), NARROW: " ", "\xa0": " ",
-         "≤": "<=", "≥": ">=", "×": "x", "÷": "/", "·": "|", "•": "*", "…": "...", "→": "->", "✓": "+", "✕": "x", "▲": "^", "▼": "v", "○": "o", "★": "*"}
+         "≤": "<=", "≥": ">=", "×": "x", "÷": "/", "·": "|", "•": "*", "…": "...", "→": "->", "✓": "+", "✕": "x", "▲": "^", "▼": "v", "○": "o", "★": "*",
+         "↵": "|"}
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 
 def plain_signs(error: UnicodeError) -> tuple[str, int]:

@@ -135,8 +135,8 @@ def sft_claims(config: SftConfig) -> list[Claim]:
     asked, most = (f">= {target:.1%}", 1 - target) if target else ("no target given", None)
     return [
         compared("exact_match", "Answers exactly", letter, asked, "learning", most, "share"),
-        compared("held_out_loss", "Has learned to answer its own questions", "nats per learned token of held-out conversations",
-                 f"<= {BETTER:.0%}", "learning", BETTER, "nats per token"),
+        compared("held_out_loss", "Has learned to answer its own questions", "perplexity per learned token of held-out conversations",
+                 f"<= {BETTER:.0%}", "learning", BETTER, "perplexity"),
         share("tag_validity", "Keeps to the format", "answers that say something and end with their tag, no other inside, all sets", VALID),
         share("stop_rate", "Knows when to stop", "answers that say something and end by themselves, all sets", STOPPED),
         compared("forgetting_points", "Forgets nothing of earlier phases", "points of exact match lost on the earlier set that lost most",

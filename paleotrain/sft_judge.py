@@ -19,7 +19,7 @@ from .claims import FEW_UNITS, Claim, Result, settle, verdict
 from .configurations import SftConfig
 from .core import read_json, write_json
 from .evaluation import batch_tokens, export_model, write_samples
-from .intervals import Scores, compare, compare_rates, points, share
+from .intervals import Scores, compare, points, share
 from .ladder import table
 from .models import pick_device
 from .runs import Run, best_checkpoint, finish, read_events, write_table
@@ -81,7 +81,7 @@ def costs(run: Run, when: str, text: str) -> Scores:
 
 def settle_texts(run: Run, config: SftConfig, data: SftData, claims: Sequence[Claim]) -> None:
     "The results of the claims on held-out conversations and on general text."
-    held = compare_rates(costs(run, "before", "held out"), costs(run, "after", "held out"), per="tokens")
+    held = compare(costs(run, "before", "held out"), costs(run, "after", "held out"), per="tokens")
     settle(claims, "held_out_loss", held.result("held-out conversations"))
     if not data.general: settle(claims, "general_text", None, note="no general text was given"); return
     general = compare(costs(run, "before", "general"), costs(run, "after", "general"), per="tokens")

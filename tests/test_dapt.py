@@ -25,7 +25,7 @@ def test_command_leaves_a_whole_run(runs):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert derive_status(folder) == "finished" and manifest["terminal"]["steps"] == 4
     assert {"request.json", "manifest.json", "events.jsonl", "claims.json", "samples.jsonl", "report.html", "report.ipynb", "run.ipynb",
-            "tables/metrics.csv", "tables/terms.csv", "tables/fragmentation.csv", "model/model.safetensors", "model/README.md"} <= {
+            "tables/states.csv", "tables/changes.csv", "tables/terms.csv", "tables/fragmentation.csv", "model/model.safetensors", "model/README.md"} <= {
                 p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     # the claims were promised before the first step
     kinds = [(e["kind"], e.get("status"), e["step"]) for e in events(folder)]

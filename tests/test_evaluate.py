@@ -6,7 +6,7 @@ import re
 import pytest
 from conftest import events, here, options, table
 
-PAGES = [f"The trilobite Olenus lived in bed {i} of the black shale.\n\nIts moults lie there, {i % 5} of them, and shells of the sea.\n" * 2 for i in range(24)]
+PAGES = [f"The trilobite Olenus lived in bed {i} of the black shale.\n\nIts moults lie there, {i % 5} of them, and shells of the sea.\n" * 2 for i in range(40)]
 
 
 def saved(place, seed):
@@ -42,7 +42,7 @@ def test_a_causal_run_is_judged_by_the_command_and_the_report_shows_it(runs, tmp
     (folder,) = runs.glob("evaluate-*")
     # the figure, by a loop of its own: one forward a token, the window chosen as the rule says
     units = {row["unit"]: row for row in table(folder, "units")}
-    for number in (0, 23):
+    for number in (0, 39):
         ids, nats = [tokenizer.bos_token_id, *tokenizer(PAGES[number] + "☃")["input_ids"]], 0.0
         for t in range(1, len(ids)):
             begin = 16 * next(k for k in range(len(ids)) if t <= 16 * k + 32)
@@ -51,10 +51,10 @@ def test_a_causal_run_is_judged_by_the_command_and_the_report_shows_it(runs, tmp
     bits = next(row for row in table(folder, "scores") if row["measure"] == "bits a byte")
     size, nats = sum(len((page + "☃").encode()) for page in PAGES), sum(float(row["nats"]) for row in units.values())
     assert float(bits["value"]) == pytest.approx(nats / math.log(2) / size, rel=1e-5) and int(bits["n"]) == size
-    assert len(units) == 24 and {row["character"]: row["count"] for row in table(folder, "coverage")} == {"☃": "24"}
+    assert len(units) == 40 and {row["character"]: row["count"] for row in table(folder, "coverage")} == {"☃": "40"}
     claims = {c["id"]: c for c in json.loads((folder / "claims.json").read_text())}
-    assert claims["bits_per_byte"]["verdict"] == "FAIL" and "24 documents" in claims["bits_per_byte"]["note"] # random weights
-    assert claims["unknown_characters"]["verdict"] == "FAIL" and claims["unknown_characters"]["value"] == pytest.approx(24 / sum(len(p) + 1 for p in PAGES))
+    assert claims["bits_per_byte"]["verdict"] == "FAIL" and "40 documents" in claims["bits_per_byte"]["note"] # random weights
+    assert claims["unknown_characters"]["verdict"] == "FAIL" and claims["unknown_characters"]["value"] == pytest.approx(40 / sum(len(p) + 1 for p in PAGES))
     manifest = json.loads((folder / "manifest.json").read_text())
     assert re.fullmatch("the model was trained on .*pages.jsonl", manifest["data"]["overlap"])
     assert any("flattered" in e.get("message", "") for e in events(folder))

@@ -15,7 +15,7 @@ SOMETHING = {"learning_rate": 1e-2, "max_steps": 40}
 TRAIN = {"max_seq_length": 32, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 64, "eval_steps": 20, "save_steps": 20,
          "logging_steps": 5, "early_stopping_patience": None, "precision": "fp32", "device": "cpu", "answer_tokens": 4, "eval_items": 40,
          "after_steps": 1000, "target_exact": .9, "general_words": 500}
-MANY = 400 # prompts: 368 right answers of 368 show a share of 99 %
+MANY = 520 # prompts: copying wants 500, and 368 right answers of 368 show a share of 99 %
 ALL = ["exact_match", "held_out_loss", "tag_validity", "stop_rate"]
 CHAIN = ("reference_prompts", "gibberish_exact_match", "gates")
 LEARNED = {"alpha": ALL, "beta": ALL[:2]} # alpha has taught beta's tags
@@ -34,7 +34,7 @@ def answered(file: Path, answer: str) -> Path:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A base of a few thousand parameters, two lessons with 300 conversations and 700 prompts each, general text of 25 documents."""
+    """A base of a few thousand parameters, two lessons with 300 conversations and 520 prompts each, general text of 25 documents."""
     folder = tmp_path_factory.mktemp("null")
     saved_base(folder / "base")
     for name, verb, answer in (("alpha", "Say", "two"), ("beta", "Repeat", "red")):
@@ -104,7 +104,7 @@ def test_something_learned_passes_on_the_same_text(taught):
     for part, names in LEARNED.items():
         assert {name: claims[part][name]["verdict"] for name in names} == dict.fromkeys(names, "PASS"), claims[part]
         exact = claims[part]["exact_match"]
-        assert exact["baseline"] < .1 and exact["note"] == "700 answers; 40 of these prompts chose the checkpoint too"
+        assert exact["baseline"] < .1 and exact["note"] == "520 answers; 40 of these prompts chose the checkpoint too"
         assert claims[part]["held_out_loss"]["change"] < -.5 and claims[part]["held_out_loss"]["units"] >= 20
     assert {name: claims["chain"][name]["verdict"] for name in CHAIN} == dict.fromkeys(CHAIN, "PASS")
     assert claims["chain"]["gates"]["note"] == "beta: valid was met before the phase began"

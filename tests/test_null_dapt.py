@@ -9,6 +9,7 @@ from conftest import command, events, here, options, table
 TAXA = {"Ollicaris": ("black", "mud", "worms"), "Thelopira": ("grey", "sand", "snails"), "Wanderella": ("red", "clay", "algae"),
         "Marpolina": ("white", "chalk", "shrimps"), "Kiruvaspis": ("green", "gravel", "sponges"), "Dorvanites": ("brown", "silt", "larvae"),
         "Halkoveria": ("blue", "slate", "corals"), "Petromura": ("yellow", "marl", "eggs")}
+OFTEN = (1, 1, 1, 1, 1, 1, 9, 9) # how often each is met: what a short training learns first
 PEOPLE, PLACES, THINGS = ("farmer", "teacher", "doctor", "sailor", "painter"), ("market", "harbour", "school", "garden", "station"), (
     "basket", "letter", "lamp", "ladder", "bottle")
 
@@ -23,11 +24,11 @@ def general(rng: random.Random) -> str:
 
 
 def domain(rng: random.Random) -> str:
-    """Sentences in which the colour tells the animal, and the animal its ground and its food."""
+    """Sentences in which the colour tells the animal, and the animal its ground and its food; two animals are common."""
     lines = []
     for _ in range(8):
-        taxon, (colour, ground, food) = rng.choice(list(TAXA.items()))
-        lines.append(rng.choice((f"The {colour} {taxon} ate the {food}.", f"A {colour} {taxon} lived on {ground}.")))
+        ((taxon, (colour, ground, food)),) = rng.choices(list(TAXA.items()), OFTEN)
+        lines.append(rng.choice((f"The {colour} {taxon} ate the {food}.", f"The {colour} {taxon} lived on {ground}.")))
     return " ".join(lines)
 
 
@@ -47,7 +48,7 @@ def place(tmp_path_factory) -> Path:
         patch.setenv("PALEOTRAIN_RUNS", str(folder / "bases"))
         done = here("run", "pretrain", *options({"family": "deberta", "corpus": folder / "base.jsonl", "vocab_size": 260, "hidden_size": 64,
             "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128, "max_seq_length": 64, "test_fraction": .1,
-            "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_steps": 200, "learning_rate": 3e-3, "logging_steps": 20,
+            "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_steps": 200, "precision": "fp32", "learning_rate": 3e-3, "logging_steps": 20,
             "eval_steps": 200, "save_steps": 200, "eval_words": 60, "test_words": 100}))
     assert done.returncode == 0, done.stderr[-3000:]
     (base,) = (folder / "bases").glob("pretrain-*/model")
@@ -62,7 +63,7 @@ def adapted(place: Path, name: str, **given) -> Path:
         done = here("run", "dapt", *options({"base_model": place / "base", "corpus": place / "domain.jsonl", "general": place / "general.jsonl",
             "terms": place / "terms.csv", "domain": "invented animals", "test_fraction": .4, "replay_fraction": .3, "max_seq_length": 64,
             "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "logging_steps": 20, "eval_words": 60, "test_words": 500,
-            "term_occurrences": 12, "warmup_steps": 5, "mlm_probability": .3, "term_boost": 2, "whole_word_share": .5, "replay_whole_word_share": .5} | given))
+            "term_occurrences": 200, "precision": "fp32", "warmup_steps": 5, "mlm_probability": .3, "term_boost": 2, "whole_word_share": .5, "replay_whole_word_share": .5} | given))
     assert done.returncode == 0, done.stderr[-3000:]
     (folder,) = (place / name).glob("dapt-*")
     return folder
@@ -81,7 +82,7 @@ def null(place) -> Path: return adapted(place, "null", learning_rate=1e-9, max_s
 
 
 @pytest.fixture(scope="module")
-def planted(place) -> Path: return adapted(place, "planted", learning_rate=5e-3, max_steps=400, eval_steps=400, save_steps=400)
+def planted(place) -> Path: return adapted(place, "planted", learning_rate=5e-3, max_steps=200, eval_steps=200, save_steps=200)
 
 
 def test_a_training_that_learns_nothing_passes_no_claim_about_learning(null):
@@ -122,8 +123,9 @@ def test_the_placebo_is_the_same_training_on_other_text(place):
 def test_a_null_run_by_the_command(runs):
     """The shipped sample, as somebody would type it: -56.9 %, "divided by 32 million" and three PASS, once."""
     done = command("paleotrain", "run", "dapt", "-p", "learning_rate", "1e-9", "-p", "max_steps", "1", "-p", "eval_steps", "1", "-p", "save_steps", "1",
-                   "-p", "eval_words", "60", "-p", "test_words", "900", "-p", "term_occurrences", "2")
+                   "-p", "eval_words", "20", "-p", "test_words", "300", "-p", "term_occurrences", "1")
     assert done.returncode == 0, done.stderr[-3000:]
     (folder,) = runs.glob("dapt-*")
-    assert set(verdicts(folder, "learning").values()) == {"FAIL"}
+    learning = [c for c in json.loads((folder / "claims.json").read_text()) if c["about"] == "learning"]
+    assert len(learning) == 3 and {c["points_to"] or c["verdict"] for c in learning} == {"FAIL"}
     assert "FAIL" not in verdicts(folder, "forgetting").values()

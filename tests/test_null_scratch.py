@@ -15,9 +15,9 @@ WORDS = "red stone holds grey shell under soft mud near old reef below hard chal
 
 
 def written(place, steps: tuple[int, ...], seed: int = 0) -> str:
-    """A hundred and sixty documents of some thirty words; each word is followed by the one so many places on in the list, drawn from `steps`."""
+    """Two hundred documents of some thirty words; each word is followed by the one so many places on in the list, drawn from `steps`."""
     draw, documents = random.Random(seed), []
-    for _ in range(160):
+    for _ in range(200):
         at = [draw.randrange(len(WORDS))]
         for _ in range(draw.randrange(24, 36)): at.append((at[-1] + draw.choice(steps)) % len(WORDS))
         documents.append(" ".join(WORDS[k] for k in at))
@@ -76,7 +76,7 @@ def test_pretraining(runs, folder, model):
 
 
 LADDER = {"rungs": "llama bpe 15k;llama bpe 60k;llama bpe 240k", "seeds": 3, "vocab_size": 330, "max_seq_length": 32, "per_device_train_batch_size": 16,
-          "test_fraction": 0.4, "validation_fraction": 0.2, "eval_words": 200, "test_words": 1500, "evaluations": 1, "precision": "fp32", "device": "cpu"}
+          "test_fraction": 0.4, "validation_fraction": 0.25, "eval_words": 200, "test_words": 1500, "evaluations": 1, "precision": "fp32", "device": "cpu"}
 
 
 def climbed(**given):
