@@ -48,7 +48,8 @@ def place(tmp_path_factory) -> Path:
         patch.setenv("PALEOTRAIN_RUNS", str(folder / "bases"))
         done = here("run", "pretrain", *options({"family": "deberta", "corpus": folder / "base.jsonl", "vocab_size": 260, "hidden_size": 64,
             "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128, "max_seq_length": 64, "test_fraction": .1,
-            "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_steps": 200, "precision": "fp32", "learning_rate": 3e-3, "logging_steps": 20,
+            "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "max_steps": 200, "precision": "fp32",
+            "learning_rate": 3e-3, "logging_steps": 20,
             "eval_steps": 200, "save_steps": 200, "eval_words": 60, "test_words": 100}))
     assert done.returncode == 0, done.stderr[-3000:]
     (base,) = (folder / "bases").glob("pretrain-*/model")
@@ -63,7 +64,8 @@ def adapted(place: Path, name: str, **given) -> Path:
         done = here("run", "dapt", *options({"base_model": place / "base", "corpus": place / "domain.jsonl", "general": place / "general.jsonl",
             "terms": place / "terms.csv", "domain": "invented animals", "test_fraction": .4, "replay_fraction": .3, "max_seq_length": 64,
             "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "logging_steps": 20, "eval_words": 60, "test_words": 500,
-            "term_occurrences": 200, "precision": "fp32", "warmup_steps": 5, "mlm_probability": .3, "term_boost": 2, "whole_word_share": .5, "replay_whole_word_share": .5} | given))
+            "term_occurrences": 200, "precision": "fp32",
+            "warmup_steps": 5, "mlm_probability": .3, "term_boost": 2, "whole_word_share": .5, "replay_whole_word_share": .5} | given))
     assert done.returncode == 0, done.stderr[-3000:]
     (folder,) = (place / name).glob("dapt-*")
     return folder
