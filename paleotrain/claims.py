@@ -66,7 +66,7 @@ def promise(
 
 # %% ../nbs/02_claims.ipynb #74fa27c4
 FEW_UNITS = 20 # fewer independent units are too few for a verdict
-FEW_SEEDS = 3 # fewer trainings say nothing of a comparison of models that were trained apart
+FEW_SEEDS = 3 # fewer trainings say nothing of a comparison of models that were trained separately
 
 def verdict(
     low: float, # interval of what is judged, at the level that verdicts use
@@ -121,7 +121,7 @@ def settle(
     final, why = said, f"{result.units:,} {result.kind}" if result.units is not None else ""
     if before and said != "INCONCLUSIVE": final, why = "BEFORE TRAINING", f"{'held' if said == 'PASS' else 'missed'} before training"
     if doubt: final, why = "INCONCLUSIVE", doubt
-    if few: final, why = "TOO FEW", f"too few {result.kind} ({result.units})"
+    if few: final, why, note = "TOO FEW", f"too few {result.kind} ({result.units})", "; ".join(part for part in (doubt, note) if part)
     points_to = said if final in ("TOO FEW", "INCONCLUSIVE") and said in ("PASS", "FAIL") else ""
     if points_to: why += f": points to {points_to}"
     entry |= {"verdict": final, "points_to": points_to, "note": "; ".join(part for part in (why, note) if part)}
@@ -131,5 +131,5 @@ def settle(
 def of_seeds(
     seeds: int, # trainings of each model that is compared
 ) -> str:
-    "The doubt about a comparison of models trained apart; empty with seeds enough."
-    return "" if seeds >= FEW_SEEDS else f"{seeds} seed{'s' * (seeds != 1)}, where {FEW_SEEDS} are needed to compare models trained apart"
+    "The doubt about a comparison of models trained separately; empty with seeds enough."
+    return "" if seeds >= FEW_SEEDS else f"{seeds} seed{'s' * (seeds != 1)}, where {FEW_SEEDS} are needed to compare models trained separately"

@@ -209,8 +209,9 @@ def judge_terms(run: Run, claims: list[Claim], base: Base, data: DaptData, state
     single = [r for r in rows if r["words"] == 1]
     cut = [sum(is_fragmented(r[when], 1) for r in single) / max(1, len(single)) for when in ("pieces_before", "pieces_after")]
     several = len(rows) - len(single)
+    note = f"{several} term{'s' * (several != 1)} of several words not counted" if single else "no term of one word"
     settle(claims, "fragmentation", Result(cut[1], len(single), baseline=cut[0]), met=cut[1] < 0.01,
-           note=f"{several} term{'s' * (several != 1)} of several words not counted" if single else "no term of one word")
+           note=note if several or not single else "")
     write_table(run, "fragmentation", rows)
     if rare := [states[state].scores["rare_terms"] for state in ("V", "after") if "rare_terms" in states[state].scores]:
         write_table(run, "terms", term_rows(rare[0], rare[1], {t.term: t.category for t in data.terms}, data.met.counts))
