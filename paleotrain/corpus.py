@@ -229,7 +229,7 @@ def load_splits(
 def data_summary(splits: Splits, general: Splits | None) -> dict[str, Any]:
     "What a manifest says about the text of a run."
     roles = {"replay": "train", "validation": "validation", "test": "test"}
-    return {"unit": "document", "split_by": splits.split_by, "splits": {s: dict(splits.counts[s]) for s in SPLITS},
+    return {"kind": "documents", "split_by": splits.split_by, "splits": {s: dict(splits.counts[s]) for s in SPLITS},
             "general": {role: dict(general.counts[split]) for role, split in roles.items()} if general else None,
             "overlap": splits.overlap + (f" Of general text, {general.overlap}" if general else ""), "test_units": splits.ids["test"]}
 

@@ -25,7 +25,7 @@ from .configurations import DaptConfig
 from .core import Settings, UserError, load_settings, locate, located, read_json, sha256_file, shown_path
 from .corpus import Occurrences, Splits, Term, count_terms, data_summary, load_splits, nowhere, read_terms, term_pattern
 from .evaluation import METRICS, UNITS, batch_tokens, evaluation_windows, fit_windows, sample_documents
-from .intervals import figure, perplexity
+from .intervals import FEW_RANKS, figure, perplexity
 from .locate import check_base, parent_hash
 from .loop import Rule, beyond, no_better_by
 from .metrics import Window, score, unigram_scores
@@ -299,6 +299,8 @@ def plan_dapt(run: Run, config: DaptConfig, data: DaptData, base: Base, settings
     plan = make_plan(config, mix.tokens_per_epoch, mix.batches_per_epoch, parameters, len({w.unit for w in data.windows["domain/test"]}), gpu)
     for what, name, change in (("domain words", "domain", -0.10), ("rare terms", "terms", -0.20), ("general words", "general", 0.03)):
         if tested := data.windows[f"{name}/test"]: plan.rows.append(power_row(what, change, len({w.unit for w in tested}), tested[0].kind))
+    if tested := data.windows["terms/test"]:
+        plan.rows.append(("decides ranks", f"{FEW_RANKS} {tested[0].kind}", f"with rare terms; there are {len({w.unit for w in tested})}"))
     summary = run.manifest["data"]
     plan.problems += tell_replay(summary, config, mix)
     run.update(data=summary, plan={"rows": plan.rows, "problems": plan.problems}, example=masked_example(mix, masker),

@@ -166,7 +166,7 @@ def settle_trained(claims: list[Claim], states: Mapping[str, Read], doubts: Mapp
         return
     gain = differ(reciprocal(before.ranks), reciprocal(after.ranks), seed=seed)
     now, then = (figure(reciprocal(ranks), "words", seed=seed) for ranks in (after.ranks, before.ranks))
-    result = replace(now.result(), baseline=then.value, sure=(-gain.sure[1], -gain.sure[0]))
+    result = replace(now.result(), baseline=then.value, sure=(-gain.sure[1], -gain.sure[0]), few=gain.few)
     told = f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}) among {after.ranks.candidates:,} terms"
     settle(claims, "term_ranks", result, limit=-RANK_GAIN, doubt=doubts.get("rare_terms", ""), note=told)
 

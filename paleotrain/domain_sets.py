@@ -33,6 +33,7 @@ from .locate import base_path, domain_names
 from .runs import Run, refuse_changed
 from .sets import read_general
 from .sft import drawn, facts_of
+from .text_doubts import why_alike
 
 # %% ../nbs/13_domain_sets.ipynb #e83cc95d
 VALIDATION, TEST = 0.1, 0.1 # shares of documents, where files are not split yet
@@ -188,7 +189,7 @@ def read_before(
     inputs: Sequence[Mapping[str, Any]], # of the manifest
     settings: Settings,
 ) -> dict[str, str]:
-    "Why a set may not give a verdict, by its name: the base was trained on it, or the training conversations say it."
+    "Why a set may not give a verdict, by its name: the base was trained on it, the training conversations say it, or it is no general text."
     sets = {"test": [(one.id, said(one)) for one in data.splits["test"]], "general text": data.general}
     sets |= {name: [(one.id, said(one)) for one in chats] for name, chats in data.others.items()}
     copies = {one["sha256"]: str(locate((located([one["path"]], settings) or [])[0], settings)) for one in inputs}
@@ -203,6 +204,8 @@ def read_before(
     for reader, texts in readers.items():
         for name, why in doubts_of(known_documents(sets, texts), reader).items():
             doubts[name] = " and ".join(filter(None, (doubts.get(name), why)))
+    alike = why_alike(own, [text for _, text in data.general], []) if data.general else ""
+    if alike: doubts["general text"] = " and ".join(filter(None, (doubts.get("general text"), alike)))
     for why in doubts.values(): run.warn(f"{why}: no verdict is given on it")
     compared = f"files that the base was trained on and that were compared: {len(files) - unread} of {len(files)}"
     if not files: compared = "what the base was trained on is not known"

@@ -298,7 +298,7 @@ def judge_ladder(run: Run, rungs: Sequence[Rung], seed: int, seeds: int = 1) -> 
     "Tables and claims of the whole ladder, and the run's end."
     ladder = ladder_tables(run, rungs, seed, seeds)
     most, best = longest(rungs), run.folder / "rungs" / best_rung(ladder.rows)
-    kind = "documents" if run.manifest.get("data", {}).get("unit", "document") == "document" else "stretches of text"
+    kind = run.manifest.get("data", {}).get("kind", "documents")
     claims: list[Claim] = read_json(run.folder / "claims.json")
     settle_size(claims, ladder, (most[0].name, most[-1].name), kind)
     settle_exponent(claims, ladder, (most[0].family, most[0].tokenizer), kind)

@@ -93,5 +93,5 @@ def power_row(
 ) -> tuple[str, str, str]:
     "A row of the plan: the units that decide such a change, and the change that those at hand decide."
     needed = units_needed(SPREADS[what], change)
-    at_hand = f"there are {units:,}, enough for {least_change(SPREADS[what], units):.1%}" if units else "there are none"
-    return f"to decide {change:+.0%}", f"{needed:,}", f"{kind} with {what}; {at_hand}"
+    at_hand = f"there are {units:,}, which decide {least_change(SPREADS[what], units):.1%}" if units else "there are none"
+    return f"decides {change:+.0%}", f"{needed:,} {kind}", f"with {what}; {at_hand}"

@@ -36,7 +36,7 @@ from .models import LoadedModel, parameter_count, pick_device, pick_precision
 from .plan import Plan, make_plan
 from .runs import Run, best_checkpoint, finish, read_events, refuse_changed, same_parent, write_table
 from .starting import frozen
-from .scoring import coverage, in_stretches, score_texts, unit_scores
+from .scoring import STRETCHES, coverage, in_stretches, score_texts, unit_scores
 from .stream import Contexts, next_token_batch, position_splits, write_stream
 from .tokenizer import KINDS, check_lossless, train_lossless_unigram, train_tokenizer
 from .training import Trained, train
@@ -49,6 +49,7 @@ class CausalData:
     held: dict[str, list[tuple[str, str]]] # (unit, text) of validation and test
     content: str # hash of the training texts
     by_position: bool
+    kind: str # what an interval resamples, in the plural
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64)) # of each token in the training stream, once it is made
     doubt: str = "" # why the figures may not give a verdict
 
@@ -69,9 +70,9 @@ def _by_position(run: Run, config: PretrainConfig, settings: Settings) -> Causal
     names = dict(zip(files, _named([stem_of(path) for path in files]), strict=True))
     texts = {split: [(names[path], part[split]) for path, part in parts.items() if part[split]] for split in SPLITS}
     describe(run, config, inputs, texts, f"By position in each file: {shares}, the rest training but for a gap of {gap:,} characters.",
-             "The splits are separated by at least one context.", "stretch of text")
+             "The splits are separated by at least one context.", STRETCHES)
     return CausalData(lambda: (text for _, text in texts["train"]), {split: texts[split] for split in ("validation", "test")},
-                      sha256("\0".join(text for _, text in texts["train"])), True)
+                      sha256("\0".join(text for _, text in texts["train"])), True, STRETCHES)
 
 # %% ../nbs/09_pretrain_causal.ipynb #591a62c4
 def drawn_words(documents: list[Document], words: int, seed: int) -> list[tuple[str, str]]:
@@ -92,18 +93,19 @@ def _by_document(run: Run, config: PretrainConfig, settings: Settings) -> Causal
                         "split one long text by position (-p split position), or give more documents, a larger validation_fraction, validation_files")
     words = {"validation": max(config.eval_words, config.test_words), "test": config.test_words}
     held = {split: drawn_words(sample_documents(splits, split, seed=config.seed), most, config.seed) for split, most in words.items()}
-    describe(run, config, splits.inputs("corpus", settings), held, splits.split_by, splits.overlap, "document", splits.counts)
     judged = "test" if held["test"] else "validation"
-    told = units_told((unit for unit, _ in held[judged]), unit_kind(sample_documents(splits, judged, seed=config.seed)))
+    kind = unit_kind(sample_documents(splits, judged, seed=config.seed))
+    describe(run, config, splits.inputs("corpus", settings), held, splits.split_by, splits.overlap, kind, splits.counts)
+    told = units_told((unit for unit, _ in held[judged]), kind)
     run.update(data=run.manifest["data"] | {"resampled": {judged: told}})
     if splits.report.bad: run.warn(f"{splits.report.bad} broken lines were left out")
-    return CausalData(lambda: (d.text for d in splits.documents("train")), held, f"{splits.hash}/train", False)
+    return CausalData(lambda: (d.text for d in splits.documents("train")), held, f"{splits.hash}/train", False, kind)
 
 # %% ../nbs/09_pretrain_causal.ipynb #1fb4b1a4
 def describe(
     run: Run, config: PretrainConfig, inputs: list[dict[str, Any]],
     texts: dict[str, list[tuple[str, str]]], # by split
-    split_by: str, overlap: str, unit: str, # sentences, and what an interval resamples
+    split_by: str, overlap: str, kind: str, # sentences, and what an interval resamples
     counts: dict[str, dict[str, int]] | None = None, # documents and words of each split; None: count the texts
 ) -> None:
     "The manifest learns what was read; on a resume it has to be what it was."
@@ -113,7 +115,7 @@ def describe(
     judged = "test" if texts["test"] else "validation"
     value, label = config.reference.split(" ", 1) if config.reference else ("", "")
     run.update(title=f"Pretraining {config.name}", report="causal", inputs=inputs, reference={"value": float(value), "label": label} if value else None,
-               data={"unit": unit, "split_by": split_by, "splits": counted, "general": None, "overlap": overlap, "test_units": [u for u, _ in texts[judged]]})
+               data={"kind": kind, "split_by": split_by, "splits": counted, "general": None, "overlap": overlap, "test_units": [u for u, _ in texts[judged]]})
 
 def prepare(run: Run, config: PretrainConfig, settings: Settings) -> CausalData:
     "Read and split the text, before a tokenizer or a model is made."
@@ -259,11 +261,11 @@ def clipped(data: CausalData, split: str, words: int) -> list[tuple[str, str]]:
 
 def thin_splits(config: PretrainConfig, data: CausalData) -> list[str]:
     "A sentence for each split that claims are judged on and that is too small to decide one."
-    found, kind = [], "stretches of about 2,000 characters" if data.by_position else "documents"
+    found = []
     for split in dict.fromkeys(("validation", "test" if data.held["test"] else "validation")):
-        texts = [text for _, text in clipped(data, split, config.test_words)]
-        units = sum(max(1, round(len(text) / 2000)) for text in texts) if data.by_position else len(texts)
-        if units < FEW_RATES: found.append(f"the {split} text to be judged has {units} {kind}: too few to decide a claim ({FEW_RATES} are needed); "
+        texts = clipped(data, split, config.test_words)
+        units = sum(max(1, round(len(text) / 2000)) for _, text in texts) if data.by_position else len({unit for unit, _ in texts})
+        if units < FEW_RATES: found.append(f"the {split} text to be judged has {units} {data.kind}: too few to decide a claim ({FEW_RATES} are needed); "
                                            f"give more text, or raise {split}_fraction or test_words")
     return found
 
@@ -303,7 +305,7 @@ def settle_text(
 ) -> None:
     "Settle the claims on how well the text is predicted."
     assert after[0].unigram is not None
-    options: dict[str, Any] = {"kind": "stretches of text" if data.by_position else "documents", "doubt": data.doubt}
+    options: dict[str, Any] = {"kind": data.kind, "doubt": data.doubt}
     chosen = "this text also chose the checkpoint"
     unigram = figure(unit_scores(after[0].unigram), "characters").value
     was, now = (figure(read[0].scores, "characters", seed=config.seed) for read in (before, after))
@@ -311,7 +313,7 @@ def settle_text(
     better = compare_rates(before[1].scores, after[1].scores, scale=BITS, seed=config.seed)
     alone = "" if split == "test" else f"there is no test split: {chosen}"
     settle_figure(claims, "bits_per_byte", better.after, xz, xz, was=better.before, note=alone, **options)
-    if config.base_model: settle(claims, "improvement", better.result(options["kind"]), doubt=data.doubt, note=alone)
+    if config.base_model: settle(claims, "improvement", better.result(data.kind), doubt=data.doubt, note=alone)
 
 # %% ../nbs/09_pretrain_causal.ipynb #6020d811
 def settle_time(run: Run, claims: list[Claim], config: PretrainConfig, trained: Trained) -> None:

@@ -34,6 +34,7 @@ from .memory import MemoryPlan, memory_plan
 from .models import LoadedModel, pick_device, pick_precision
 from .plan import Plan, make_plan, power_row
 from .runs import Run, same_parent, write_table
+from .sets import general_units
 from .sft import drawn
 from .starting import frozen
 from .training import Trained, train
@@ -133,8 +134,11 @@ def plan_qlora(run: Run, config: QloraConfig, data: DomainData, loaded: LoadedMo
     plan.rows += [("trained", f"{about['parameters'] / whole:.2%}", f"of {whole:,}: rank {config.lora_r} on {about['layers']} layers"),
                   ("base", f"{about['base_bytes'] / 1e6:,.1f} MB", f"{config.quantization}; {about['base_full_bytes'] / 1e6:,.1f} MB in full"),
                   ("precision", config.precision, f"on {config.device}; {run.manifest['config']['precision']['origin']}"), ("optimizer", config.optim, "")]
-    if data.general and (stretches := sum(max(1, len(text) // 2000) for _, text in data.general)) < FEW_UNITS:
-        plan.problems.append(f"about {stretches} stretches of general text are too few to decide a claim ({FEW_UNITS} are needed): raise general_words")
+    if data.general:
+        kind, units = general_units(data.general)
+        if units < FEW_UNITS:
+            fix = "give more general text, or raise general_words"
+            plan.problems.append(f"{units} {kind} of general text are too few to decide a claim ({FEW_UNITS} are needed): {fix}")
     documents = {name: len({one.id for one in chats}) for name, chats in data.others.items()}
     if small := [f"{name} ({count})" for name, count in documents.items() if count < FEW_UNITS]:
         said = f"too few test documents to decide what is forgotten: {', '.join(small)}"

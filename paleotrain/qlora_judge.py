@@ -10,7 +10,7 @@ __all__ = ['WINDOW', 'ROOM', 'IDS', 'USAGE', 'SAMPLES', 'load_best', 'item_score
 # %% ../nbs/13_qlora_judge.ipynb #32d351b2
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -37,7 +37,8 @@ from .models import LoadedModel
 from .qlora import prompts_of, some
 from .runs import Run, best_checkpoint, finish, now, read_events, write_table
 from .sft import drawn
-from .scoring import in_stretches, score_texts, unit_scores
+from .scoring import score_texts
+from .sets import by_unit, general_units
 from .training import Trained
 
 # %% ../nbs/13_qlora_judge.ipynb #f67ba2ba
@@ -65,13 +66,13 @@ class Judged:
     "A set of text as base and adapter read it."
     name: str
     role: str # own, other or general
-    items: int # conversations, or stretches of general text
+    items: int # conversations, or units of general text
     found: Comparison # perplexity per learned token, paired
     full: float | None = None # perplexity of the base in full precision
 
     def result(self) -> Result:
         "For `settle`."
-        return self.found.result("stretches" if self.role == "general" else "documents")
+        return self.found.result()
 
 def set_row(
     one: Judged,
@@ -119,11 +120,12 @@ def scored_sets(
 
 def general_set(config: QloraConfig, data: DomainData, loaded: LoadedModel) -> list[Judged]: # none, or one
     def score(model: Any) -> Scores:
-        scored = score_texts(model, loaded.tokenizer, data.general, context=min(config.max_seq_length, WINDOW), batch_tokens=batch_tokens(config))
-        return unit_scores([stretch for one in scored for stretch in in_stretches(one)])
+        context = min(config.max_seq_length, WINDOW)
+        return by_unit(score_texts(model, loaded.tokenizer, data.general, context=context, batch_tokens=batch_tokens(config)))
     if not data.general: return []
     before, after = both(loaded.model, score)
-    return [Judged("general text", "general", len(before.nats), compare(before, after, per="tokens"))]
+    found = replace(compare(before, after, per="tokens"), kind=general_units(data.general)[0])
+    return [Judged("general text", "general", found.units, found)]
 
 # %% ../nbs/13_qlora_judge.ipynb #40ac9d58
 def answered_questions(run: Run, config: QloraConfig, data: DomainData, loaded: LoadedModel) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

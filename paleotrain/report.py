@@ -38,7 +38,8 @@ def task(run: RunRecord) -> str:
     size = f" ({magnitude(run.get('parent')['parameters'])} parameters)" if run.get("parent") else ""
     text = f"{name}{size} {summary.was(run)} {f'adapted to {domain}' if domain else 'trained'}"
     if train: text += f" on {magnitude(train['words'])} words from {magnitude(train['documents'])} documents"
-    if run.status == "finished" and test: text += f" and judged on {magnitude(test['documents'])} documents it had not seen"
+    units = re.split("[,;]", run.get("data", "resampled").get("domain") or f"{magnitude(test['documents'])} documents")[0] if test else ""
+    if run.status == "finished" and units: text += f" and judged on {units} it had not seen"
     return re.sub("^(a|the) ", lambda article: article[0].capitalize(), text) + "." # a model's name keeps its own letters
 
 def change_of(run: RunRecord, text: str, pair: str, measure: str = "perplexity") -> dict[str, Any]:
@@ -143,7 +144,7 @@ def states_table(run: RunRecord) -> str:
         found = {str(r["state"]): r for r in rows if (r["text"], r["measure"]) == (text, measure)}
         n, units = (max((r[key] or 0 for r in found.values()), default=0) for key in ("n", "units"))
         return (f"<b>{esc(TEXTS.get(text, text))}</b><br>{small(MEASURES[measure])}", *(show(found.get(name, {})) for name in names),
-                count(n) + f"<br>{small(typeset(f'{units:,.0f} documents'))}")
+                count(n) + f"<br>{small(typeset(f'{units:,.0f} units'))}")
     kinds = dict.fromkeys((str(r["text"]), str(r["measure"])) for r in rows)
     said = "; ".join(f"{name}: {LEGEND.get(name, name)}" for name in names)
     shown = table("l" + "r" * (len(names) + 1), ("text", *map(esc, names), "n"), [line(*kind) for kind in kinds], "states")

@@ -29,7 +29,7 @@ def lead(run: RunRecord) -> str:
     "What was read by what, what a byte cost, and what of it is hidden, as an HTML paragraph."
     bits, about, text = measure_row(run, "bits per byte"), run.get("parent"), run.get("data", "splits", "text")
     if not bits: return summary.lead(run, sentence(run.lacking("tables/scores.csv", "No text has been scored yet")))
-    units = f"{count(bits['units'])} {'documents' if run.get('data')['unit'] == 'document' else 'stretches of one text'}"
+    units = f"{count(bits['units'])} {run.get('data').get('kind', 'documents')}"
     value, lost = spanned(bits["value"], bits["low"], bits["high"], number), run.get("data").get("unknown_characters")
     facts = [f"A byte cost it {value} bits; xz needs {number(bits['baseline'])} for the same text alone."]
     if lost: facts.append(f"{lost:,} characters are unknown to its tokenizer: what they cost is hidden, so that this is too low.")
@@ -56,8 +56,7 @@ def plot_units(run: RunRecord) -> Figure | None:
     for at, name, style in ((bits["value"], "all", "-"), (bits["baseline"], "xz", (0, (3, 2)))):
         axes.axvline(at, color=INK if name == "xz" else GREY, lw=1.1, ls=style, zorder=0)
         axes.text(at, 1.01, f" {name} {number(at)} ", transform=top, size=9, color=SOFT, ha="left" if at == max(bits["value"], bits["baseline"]) else "right")
-    kind = "documents" if run.get("data")["unit"] == "document" else "stretches"
-    axes.set(xlabel="bits per byte", ylabel=f"{kind}, the easiest first")
+    axes.set(xlabel="bits per byte", ylabel=f"{run.get('data').get('kind', 'documents')}, the easiest first")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True)); axes.margins(x=.08)
     return axes.get_figure(root=True)
 

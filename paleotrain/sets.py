@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEW_TEXTS', 'SftData', 'set_name', 'lesson_of', 'read_chats', 'read_sets', 'even_share', 'read_general',
-           'general_units', 'prompts_of', 'with_room', 'ready_tokenizer', 'examples_of', 'overlap']
+           'general_units', 'by_unit', 'prompts_of', 'with_room', 'ready_tokenizer', 'examples_of', 'overlap']
 
 # %% ../nbs/11_sets.ipynb #3b59afc2
 import json
@@ -24,8 +24,11 @@ from .corpus import count_words
 from .documents import ReadReport, expand, read_documents
 from .examples import Prepared, prepare_examples
 from .instructions import Item, read_items
+from .intervals import Scores
+from .metrics import unit_names
 from .mixture import asked, questions
 from .runs import Run
+from .scoring import Scored, in_stretches, unit_scores
 
 # %% ../nbs/11_sets.ipynb #ebcec4e4
 @dataclass
@@ -95,11 +98,12 @@ def read_general(
     files = expand(located(config.general, settings) or [], settings)
     documents = [one for one in read_documents(files, report) if one.text.strip()]
     most = even_share([len(one.text.split(" ")) for one in documents], config.general_words)
-    for one in sorted(documents, key=lambda one: stable_fraction(one.group + one.doc_id, config.seed)):
+    named = zip(unit_names(documents), documents, strict=True)
+    for unit, one in sorted(named, key=lambda pair: stable_fraction(pair[1].group + pair[1].doc_id, config.seed)):
         split = one.text.split(" ")
         taken = max(0, min(most, config.general_words - words))
         part, left = " ".join(split[:taken]), " ".join(split[taken:])
-        if part.strip(): scored.append((one.doc_id, part)); words += count_words(part)
+        if part.strip(): scored.append((unit, part)); words += count_words(part)
         if left.strip(): rest.append(left)
     if not scored: raise UserError("general", "no text in it", "name files with text")
     inputs += [entry | {"role": "measured", "path": shown_path(entry["path"], settings)} for entry in report.files]
@@ -107,10 +111,20 @@ def read_general(
 
 FEW_TEXTS = 5 # documents; below this, stretches of general text are resampled instead
 
-def general_units(general: Sequence[tuple[str, str]]) -> str:
-    "What is resampled of general text: documents, or stretches of very few, which depend on each other."
-    few = len(general)
-    return "documents" if few >= FEW_TEXTS else f"stretches of {few} document{'s' * (few > 1)}"
+def general_units(
+    general: Sequence[tuple[str, str]], # (unit, text)
+) -> tuple[str, int]:
+    "What is resampled of general text, and how many there are: documents, or stretches of very few, which depend on each other."
+    few = len({unit for unit, _ in general})
+    if few >= FEW_TEXTS: return "documents", few
+    return f"stretches of {few} document{'s' * (few > 1)}", sum(max(1, len(text) // 2000) for _, text in general)
+
+def by_unit(
+    scored: Sequence[Scored], # of general text
+) -> Scores:
+    "What each unit that is resampled costs."
+    kind, _ = general_units([(one.unit, one.text) for one in scored])
+    return unit_scores(scored if kind == "documents" else [part for one in scored for part in in_stretches(one)])
 
 def prompts_of(conversations: Iterable[Conversation]) -> list[Item]:
     "Conversations up to their last question, with the answers that they give to it; the same one is asked once."

@@ -38,9 +38,9 @@ from .models import LoadedModel, parameter_count, pick_device, pick_precision
 from .plan import Plan, make_plan
 from .red_lines import crossed, early
 from .runs import Run, read_events, refuse_changed, same_parent, write_table
-from .scoring import encode, in_stretches, score_texts, unit_scores
+from .scoring import encode, score_texts
 from .sets import SftData as SftData# named here again, for those who use a phase
-from .sets import examples_of, general_units, overlap, prompts_of, read_chats, read_general, read_sets, ready_tokenizer, with_room
+from .sets import by_unit, examples_of, general_units, overlap, prompts_of, read_chats, read_general, read_sets, ready_tokenizer, with_room
 from .starting import frozen
 from .training import Trained, train
 
@@ -152,8 +152,8 @@ def too_few(config: SftConfig, data: SftData) -> list[str]:
     counts = {f"prompts of {name}": len(items) for name, items in data.sets.items()}
     counts["held-out conversations"] = len(data.prepared.validation)
     if data.general:
-        units, stretches = general_units(data.general), sum(max(1, len(text) // 2000) for _, text in data.general)
-        counts[f"{units} of general text"] = len(data.general) if units == "documents" else stretches
+        kind, units = general_units(data.general)
+        counts[f"{kind} of general text"] = units
     few = {what: count for what, count in counts.items() if count < FEW_UNITS}
     said = [f"too few {what} to decide a claim: {count:,}, where {FEW_UNITS} are needed" for what, count in few.items()]
     every = [item for items in data.sets.values() for item in items]
@@ -227,9 +227,7 @@ def decides(nats: float, scores: dict[str, Any], letter: bool = True) -> float:
 def general_scores(config: SftConfig, data: SftData, model: Any) -> Scores:
     "What each unit of the general text costs the model as it is now."
     width = config.max_seq_length
-    scored = score_texts(model, data.tokenizer, data.general, context=width, stride=width, batch_tokens=batch_tokens(config))
-    if general_units(data.general) != "documents": scored = [part for one in scored for part in in_stretches(one)]
-    return unit_scores(scored)
+    return by_unit(score_texts(model, data.tokenizer, data.general, context=width, stride=width, batch_tokens=batch_tokens(config)))
 
 def general_nats(config: SftConfig, data: SftData, model: Any) -> float | None:
     "Nats per token of the general text."

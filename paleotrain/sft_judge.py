@@ -85,7 +85,7 @@ def settle_texts(run: Run, config: SftConfig, data: SftData, claims: Sequence[Cl
     settle(claims, "held_out_loss", held.result("held-out conversations"))
     if not data.general: settle(claims, "general_text", None, note="no general text was given"); return
     general = compare(costs(run, "before", "general"), costs(run, "after", "general"), per="tokens")
-    settle(claims, "general_text", general.result(general_units(data.general)))
+    settle(claims, "general_text", general.result(general_units(data.general)[0]))
 
 def watched(events: Sequence[Mapping[str, Any]], after_steps: int) -> int:
     "How many evaluations came late enough for red lines to be looked at."

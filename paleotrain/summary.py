@@ -101,7 +101,7 @@ def held_said(held: Sequence[Mapping[str, Any]], other: bool) -> list[str]:
     if len(names) > 3: return [f"{len(names)} {'other ' * other}claims held."]
     return [f"Held{' too' * other}: {', '.join(names)}."] if names else []
 
-FULL = 4 # claims told in a sentence each; of more, the others are told in brief
+FULL = 3 # claims told in a sentence each; of more, the others are told in brief
 
 def in_brief(claim: dict[str, Any]) -> str:
     "A claim by its name, figure and verdict: `“Has not forgotten English” +10.8 % (+7.9 to +14.2 %), asked at most +3 %: FAIL`."
@@ -118,13 +118,13 @@ def outcome(
     judged = [c for c in claims if c["verdict"] != "NOT RUN"]
     if not judged: return []
     head = [c for c in judged if of_learning(c)][:1]
-    missed, held = [c for c in judged if bad(c)], [c for c in judged if c["verdict"] == "PASS"]
-    open_ones = [c for c in claims if c not in missed and c not in held and not unasked(c)]
-    told = head + [c for c in missed + open_ones if c not in head]
-    clauses = [verdict_said(c) + (beside or {}).get(c["id"], "") for c in told[:FULL]]
-    if head and head[0] in held and missed: clauses[:2] = [f"{clauses[0]}; but {clauses[1]}"]
+    parts, held = beside or {}, [c for c in judged if c["verdict"] == "PASS"]
+    told = [c for c in claims if c not in head and not unasked(c) and (c not in held or c["id"] in parts)]
+    told = head + sorted(told, key=lambda c: (c.get("about") != "forgetting", not bad(c)))
+    clauses = [verdict_said(c) + parts.get(c["id"], "") for c in told[:FULL]]
+    if told[1:] and told[0] in held and bad(told[1]): clauses[:2] = [f"{clauses[0]}; but {clauses[1]}"]
     brief = [f"also {'; '.join(map(in_brief, told[FULL:]))}"] if told[FULL:] else []
-    others = [c for c in held if c not in head]
+    others = [c for c in held if c not in told]
     return [*map(sentence, clauses + brief), *held_said(others, len(others) < len(held))]
 
 # %% ../nbs/14_summary.ipynb #7d31cfb6

@@ -82,7 +82,7 @@ def prepare(run: Run, config: TokenizerConfig, settings: Settings) -> TokenizerD
                        "documents": len(terms), "licence": None})
     refuse_changed(run, inputs)
     run.update(title=f"Tokenizers: {config.name}", inputs=inputs, parent=parent, baseline="the same tokenizer before the terms were added",
-               data={"unit": "document", "split_by": splits.split_by, "splits": splits.counts, "overlap": splits.overlap, "test_units": splits.ids["test"]})
+               data={"kind": "documents", "split_by": splits.split_by, "splits": splits.counts, "overlap": splits.overlap, "test_units": splits.ids["test"]})
     if splits.report.bad: run.warn(f"{splits.report.bad} broken lines were left out")
     texts = [d.text for d in splits.documents("test")]
     met = count_terms(TrainingText(splits, "terms") if terms else (), terms)

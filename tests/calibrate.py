@@ -15,11 +15,12 @@ import numpy as np
 
 from paleotrain.intervals import Floats, mean_and_moves, skewed_ends, student, wilson
 
-SIZES = (20, 38, 60, 200)
+SIZES = (20, 38, 60, 120, 200)
 MOST = 0.035 # false verdicts of either kind
 LEVELS = (0.95, 0.97, 0.98, 0.99, 0.995)
 KINDS = {"domain words, V to after": ("perplexity", -0.10), "rare terms, V to after": ("perplexity", -0.20), "rare terms, A to after": ("perplexity", -0.20),
-         "general words, A to after": ("perplexity", 0.03), "conversations": ("perplexity", -0.01), "bits per byte": ("rates", 0.01)} # pool: figure, criterion
+         "general words, A to after": ("perplexity", 0.03), "conversations": ("perplexity", -0.01), "bits per byte": ("rates", 0.01),
+         "ranks, V to after": ("difference", -0.05)} # pool: figure, criterion
 Ends = tuple[Floats, Floats]
 Method = Callable[[Floats, Floats, Floats, Floats, float], Ends] # value, moves, sums and sizes that the value is made of, level
 
@@ -35,20 +36,20 @@ def figure(kind: str, units: Floats) -> tuple[Floats, Floats]:
     before, after, size = np.moveaxis(units, -1, 0)
     (old, old_moves), (new, new_moves) = mean_and_moves(before, size), mean_and_moves(after, size)
     if kind == "constant": return old, old_moves
-    if kind == "perplexity": return new - old, new_moves - old_moves
+    if kind in ("perplexity", "difference"): return new - old, new_moves - old_moves
     return np.log(new / old), new_moves / new[..., None] - old_moves / old[..., None]
 
 def on_criterion(kind: str, pool: Floats, change: float) -> Floats:
     "The pool with its nats after training moved until its change is exactly this."
     moved = pool.copy()
-    gap = math.log1p(change) - figure(kind, pool)[0]
-    moved[:, 1] = pool[:, 1] + gap * pool[:, 2] if kind == "perplexity" else pool[:, 1] * math.exp(gap)
+    gap = (change if kind == "difference" else math.log1p(change)) - figure(kind, pool)[0]
+    moved[:, 1] = pool[:, 1] * math.exp(gap) if kind == "rates" else pool[:, 1] + gap * pool[:, 2]
     return moved
 
 def redrawn(kind: str, units: Floats, count: int, seed: int) -> tuple[Floats, Floats]:
     "The value and its standard error on redrawn units [count, samples]."
     before, after, size = np.moveaxis(units, -1, 0)
-    top, bottom = {"perplexity": (after - before, size), "rates": (after, before), "constant": (before, size)}[kind]
+    top, bottom = {"perplexity": (after - before, size), "difference": (after - before, size), "rates": (after, before), "constant": (before, size)}[kind]
     number = top.shape[1]
     counts = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), count).astype(np.float32)
     a, b, aa, ab, bb = (counts @ column.T.astype(np.float32) for column in (top, bottom, top * top, top * bottom, bottom * bottom))

@@ -6,6 +6,7 @@
     python tests/house.py --write-parameters    the parameters cells of the run notebooks from their configurations
 """
 import json
+import os
 import posixpath
 import re
 import shutil
@@ -143,7 +144,8 @@ def parameters_out_of_step(write: bool = False) -> list[str]:
 
 def test_notebooks() -> int:
     """nbdev_test, and the comparison it does not make: zero notebooks tested would exit 0."""
-    run = subprocess.Popen([BIN / "nbdev_test", "--n-workers", "2", "--do-print"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = subprocess.Popen([BIN / "nbdev_test", "--n-workers", "2", "--do-print"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                           env={"OMP_NUM_THREADS": "1"} | os.environ) # a core each
     done = set()
     for line in run.stdout:
         print(line, end="", flush=True)

@@ -1,5 +1,7 @@
 """Writes tests/pools.csv, the units that tests/calibrate.py draws from: what real documents cost a model before and after training, in nats.
 
+Of ranks it is what each reciprocal lacks of 1.
+
     python tests/pools.py DAPT PRETRAIN      two finished runs; LOG.md has their commands
 
 It reads the real text of the setting `corpora` that the runs did not train on. About ten minutes of a core.
@@ -22,7 +24,7 @@ from paleotrain.corpus import read_terms, term_pattern
 from paleotrain.documents import Document, ReadReport, expand, read_documents
 from paleotrain.evaluation import spellings
 from paleotrain.intervals import Scores
-from paleotrain.metrics import Window, fitting, score, span_tokens, term_windows, word_windows
+from paleotrain.metrics import Window, fitting, score, span_tokens, term_ranks, term_windows, word_windows
 from paleotrain.models import extend_model, load_mlm
 from paleotrain.scoring import score_texts, unit_scores
 from paleotrain.vocabulary import extend_tokenizer
@@ -55,7 +57,7 @@ def sums(before: Scores, after: Scores, size: Sequence[float] | np.ndarray) -> l
     "A row for each unit."
     names, unit = np.unique(np.array(before.units), return_inverse=True)
     columns = [np.bincount(unit, values) for values in (before.nats, after.nats, np.asarray(size, float))]
-    return [(round(float(a), 2), round(float(b), 2), int(n)) for a, b, n in zip(*columns, strict=True)]
+    return [(round(float(a), 3), round(float(b), 3), int(n)) for a, b, n in zip(*columns, strict=True)]
 
 def masked(folder: Path) -> dict[str, list[Row]]:
     "Hidden words and occurrences of terms, by the base (A), the base with new words (V), and the trained model."
@@ -81,6 +83,9 @@ def masked(folder: Path) -> dict[str, list[Row]]:
             before = score(*states[first][:2], windows, states[first][2])
             pools[f"{name}, {first} to after"] = sums(before, after, np.ones(len(after.nats)))
             print(name, first, len(pools[f"{name}, {first} to after"]), flush=True)
+    windows, names = fitting(asked["rare terms"], [state[:2] for state in states.values()]), [term.term for term in terms]
+    missed = {name: 1 - 1 / term_ranks(*states[name][:2], windows, names).rank for name in ("V", "after")} # what is missing of each reciprocal rank
+    pools["ranks, V to after"] = sums(*(replace(after, nats=missed[name], units=[w.unit for w in windows]) for name in missed), np.ones(len(windows)))
     return pools
 
 def trained_on(loaded: Any, texts: Sequence[str], steps: int = 60) -> Any:

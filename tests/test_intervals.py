@@ -7,14 +7,14 @@ import pytest
 
 from calibrate import MOST, SIZES, cases, ends, figure, samples, wrong
 from paleotrain.documents import ReadReport, read_documents
-from paleotrain.intervals import BITS, FEW_RATES, SURE, Scores, compare, compare_rates, exact_interval, points, share, skewed_ends, wilson
+from paleotrain.intervals import BITS, FEW_RANKS, FEW_RATES, SURE, Scores, compare, compare_rates, exact_interval, points, share, skewed_ends, wilson
 from paleotrain.metrics import unit_kind, unit_names, word_windows
 
 CASES = list(cases())
 
 @pytest.mark.parametrize(("name", "kind", "pool"), CASES, ids=[name for name, _, _ in CASES])
 def test_a_verdict_at_the_criterion_is_seldom_wrong_and_a_percentile_interval_often(name: str, kind: str, pool: np.ndarray) -> None:
-    fewest = SIZES[0] if kind == "perplexity" else FEW_RATES
+    fewest = {"perplexity": SIZES[0], "difference": FEW_RANKS}.get(kind, FEW_RATES)
     drawn, truth = samples(pool, fewest, 3000), float(figure(kind, pool)[0])
     rates = {method: max(wrong(found, truth)) for method, level, found in ends(kind, drawn, 400)
              if (method, level) in (("skewed", SURE), ("percentile", 0.95))}

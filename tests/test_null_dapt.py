@@ -26,7 +26,7 @@ def general(rng: random.Random) -> str:
 def domain(rng: random.Random) -> str:
     """Sentences in which the colour tells the animal, and the animal its ground and its food; two animals are common."""
     lines = []
-    for _ in range(8):
+    for _ in range(4):
         ((taxon, (colour, ground, food)),) = rng.choices(list(TAXA.items()), OFTEN)
         lines.append(rng.choice((f"The {colour} {taxon} ate the {food}.", f"The {colour} {taxon} lived on {ground}.")))
     return " ".join(lines)
@@ -37,7 +37,7 @@ def place(tmp_path_factory) -> Path:
     """Text of both kinds, a term list, and a base that knows the plain sentences and has met the domain's words, but not its animals."""
     folder, rng = tmp_path_factory.mktemp("null"), random.Random(7)
     words = " ".join(sorted({word for three in TAXA.values() for word in three}))
-    for name, make, count in (("general", general, 110), ("domain", domain, 110)):
+    for name, make, count in (("general", general, 110), ("domain", domain, 310)):
         rows = [json.dumps({"doc_id": f"{name}-{n}", "text": make(rng)}) for n in range(count)]
         (folder / f"{name}.jsonl").write_text("\n".join(rows))
     met = [f"{general(rng)} {' '.join(rng.sample(words.split(), 12))}. The animal lived and ate." for _ in range(300)]
@@ -63,7 +63,7 @@ def adapted(place: Path, name: str, **given) -> Path:
         patch.setenv("PALEOTRAIN_RUNS", str(place / name))
         done = here("run", "dapt", *options({"base_model": place / "base", "corpus": place / "domain.jsonl", "general": place / "general.jsonl",
             "terms": place / "terms.csv", "domain": "invented animals", "test_fraction": .4, "replay_fraction": .3, "max_seq_length": 64,
-            "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "logging_steps": 20, "eval_words": 60, "test_words": 500,
+            "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "logging_steps": 20, "eval_words": 60, "test_words": 300,
             "term_occurrences": 200, "precision": "fp32",
             "warmup_steps": 5, "mlm_probability": .3, "term_boost": 2, "whole_word_share": .5, "replay_whole_word_share": .5} | given))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -123,9 +123,10 @@ def test_the_placebo_is_the_same_training_on_other_text(place):
 
 
 def test_a_null_run_by_the_command(runs):
-    """The shipped sample, as somebody would type it: -56.9 %, "divided by 32 million" and three PASS, once."""
-    done = command("paleotrain", "run", "dapt", "-p", "learning_rate", "1e-9", "-p", "max_steps", "1", "-p", "eval_steps", "1", "-p", "save_steps", "1",
-                   "-p", "eval_words", "20", "-p", "test_words", "300", "-p", "term_occurrences", "1")
+    """The shipped sample, with few words to judge by: as somebody would type it, it once ended in -56.9 % and three PASS."""
+    given = {"learning_rate": 1e-9, "max_steps": 1, "eval_steps": 1, "save_steps": 1, "eval_words": 20, "test_words": 60, "term_occurrences": 1,
+             "terms": "tests/terms.csv", "max_seq_length": 64}
+    done = command("paleotrain", "run", "dapt", *options(given))
     assert done.returncode == 0, done.stderr[-3000:]
     (folder,) = runs.glob("dapt-*")
     learning = [c for c in json.loads((folder / "claims.json").read_text()) if c["about"] == "learning"]
