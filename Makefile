@@ -22,7 +22,7 @@ check: venv  ## what a machine can say without training anything
 
 test: check  ## everything: checks, library notebooks, end-to-end tests
 	$(BIN)/python tests/house.py --notebooks
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lab: venv
 	$(BIN)/jupyter lab --ServerApp.root_dir=. nbs/index.ipynb

@@ -30,6 +30,11 @@ QUICK = SMALL | {"eval_words": 20, "test_words": 20, "terms": "tests/terms.csv",
                  "gradient_accumulation_steps": 1} # where a run's course is tested and not what it measures: a second of judging where SMALL takes thirty
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that no worker is left with it at the end."""
+    items.sort(key=lambda item: "test_readme" not in item.nodeid)
+
+
 @pytest.fixture
 def runs(tmp_path, monkeypatch) -> Path:
     """A folder of its own for the test's runs."""
