@@ -7,9 +7,9 @@ import time
 
 import torch
 
-from paleotrain.metrics import Target, Window, score
-from paleotrain.models import autocast, new_mlm, plain_forward, use_summed_loss
-from paleotrain.tokenizer import train_unigram
+from paleotrain.evaluation.pseudo_likelihood import Target, Window, score
+from paleotrain.models.masked import autocast, new_mlm, plain_forward, use_summed_loss
+from paleotrain.tokenizers.train import train_unigram
 
 WORDS = "the animal of this bed was buried in mud and turned to stone long before any river reached the sea floor near old town".split()
 

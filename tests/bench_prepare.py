@@ -14,7 +14,7 @@ import time
 import unicodedata
 from pathlib import Path
 
-from paleotrain.core import load_settings
+from paleotrain.core.settings import load_settings
 
 
 
@@ -36,9 +36,9 @@ def write_corpus(path: Path, megabytes: float, paragraphs: list[str]) -> None:
 
 
 def ours(path: Path, settings) -> int:
-    from paleotrain.documents import ReadReport
-    from paleotrain.sources import plain_source, read_records
-    from paleotrain.store import as_document, normalising
+    from paleotrain.data.readers import ReadReport
+    from paleotrain.data.sources import plain_source, read_records
+    from paleotrain.data.corpus_writer import as_document, normalising
     source = plain_source(str(path), "own", settings)
     return sum(len(doc["norm_text"]) for doc in normalising()(map(as_document, read_records(source, [path], ReadReport()))))
 
@@ -83,10 +83,10 @@ def whole(megabytes: float, paragraphs: list[str]) -> None:
 def prepare_here(place: Path) -> None:
     import os
 
-    import paleotrain.prepare as prepare
-    from paleotrain.core import resolve
-    from paleotrain.corpora import write_corpora, write_sft
-    from paleotrain.runs import Run
+    import paleotrain.phases.prepare as prepare
+    from paleotrain.core.config import resolve
+    from paleotrain.data.corpus_writer import write_corpora, write_sft
+    from paleotrain.runs.directory import Run
     os.environ["PALEOTRAIN_DATA"] = str(place / "data")
     settings = load_settings()
     config, _ = resolve(prepare.PrepareConfig, {"sources": [str(place / "text.jsonl")], "name": "own"}, None, settings)

@@ -8,9 +8,9 @@ from statistics import median
 
 import torch
 
-from paleotrain.causal import Shape, new_causal, use_causal_loss
-from paleotrain.models import autocast
-from paleotrain.tokenizer import train_tokenizer
+from paleotrain.models.causal import Shape, new_causal, use_causal_loss
+from paleotrain.models.masked import autocast
+from paleotrain.tokenizers.train import train_tokenizer
 
 WAYS = {"eager, bf16": ("eager", "bf16"), "sdpa, bf16": ("sdpa", "bf16"), "sdpa, fp32": ("sdpa", "fp32")}
 ROWS, CONTEXT, STEPS = 32, 128, 8

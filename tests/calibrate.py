@@ -3,7 +3,7 @@
     python tests/calibrate.py [SAMPLES]      10,000 samples each
 
 The units are those of tests/pools.csv (tests/pools.py made it). A pool is shifted until its change *is* the criterion, samples are drawn from it, and
-each is judged by the interval of paleotrain.intervals and by the usual ones. Kept (starred) is what has an upper 95 % bound of at most 3.5 %.
+each is judged by the interval of paleotrain.evaluation.intervals and by the usual ones. Kept (starred) is what has an upper 95 % bound of at most 3.5 %.
 """
 import csv
 import math
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paleotrain.intervals import Floats, mean_and_moves, skewed_ends, student, wilson
+from paleotrain.evaluation.intervals import Floats, mean_and_moves, skewed_ends, student, wilson
 
 SIZES = (20, 38, 60, 120, 200)
 MOST = 0.035 # false verdicts of either kind

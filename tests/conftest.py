@@ -58,7 +58,7 @@ def command(*words: str, cwd: Path = ROOT, timeout: int = 400) -> subprocess.Com
 class NotebookError(Exception):
     """What ended a notebook that was executed here, as papermill tells it."""
     def __init__(self, error: BaseException):
-        from paleotrain.core import UserError
+        from paleotrain.core.settings import UserError
         self.ename, self.evalue = type(error).__name__, str(error)
         self.traceback = [f"UserError: {error}"] if isinstance(error, UserError) else traceback.format_exception(error)
         super().__init__(f"{self.ename}: {error}")
@@ -68,7 +68,7 @@ def execute_here(notebook: Path, output: Path, parameters: dict) -> BaseExceptio
     """A run notebook's cells in this process, as `cli.execute` has papermill and a kernel do it: the same cells, ten seconds less."""
     import nbformat
 
-    from paleotrain.starting import after_cell
+    from paleotrain.runs.session import after_cell
     cells, names = nbformat.read(notebook, as_version=4), {"__name__": "__main__", "In": [""]}
     at = next(number for number, cell in enumerate(cells.cells) if "parameters" in cell.metadata.get("tags", []))
     given = "\n".join(["# Parameters", *(f"{name} = {value!r}" for name, value in parameters.items())])
@@ -89,8 +89,8 @@ def here(*words: str, cwd: Path = ROOT, encoding: str = "") -> subprocess.Comple
 
     Kernels are started where a test is about them, and by test_readme.
     """
-    from paleotrain import cli
-    from paleotrain.starting import leave_run
+    from paleotrain.app import cli
+    from paleotrain.runs.session import leave_run
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding) if encoding else io.StringIO() for _ in range(2))
     kept = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
@@ -132,7 +132,7 @@ def _trains(script: str, given: dict, die: int, environment: dict, log: str) -> 
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2): os.dup2(descriptor, stream)
     os.environ.clear(); os.environ.update(environment); os.chdir(ROOT)
-    from paleotrain import loop
+    from paleotrain.training import callbacks as loop
     logged = loop.log_train
     def dying(callback, step):
         logged(callback, step)
@@ -147,7 +147,7 @@ def train_process(script: str, given: dict, die: int = -1) -> int:
     The processes are forked from a server that has imported torch and has computed nothing.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["paleotrain.qlora_judge", "paleotrain.pretrain_causal", "paleotrain.sft_judge", "transformers.trainer", "peft"])
+    context.set_forkserver_preload(["paleotrain.phases.qlora", "paleotrain.phases.pretrain_causal", "paleotrain.phases.sft", "transformers.trainer", "peft"])
     with tempfile.NamedTemporaryFile() as log:
         process = context.Process(target=_trains, args=(script, json.loads(json.dumps(given)), die, dict(os.environ), log.name))
         process.start(); process.join(400)
@@ -164,7 +164,7 @@ def killed_at(file: str, runs: Path, *words: str) -> Path:
         time.sleep(.005)
     for one in [*process.children(recursive=True), process]: one.kill() # a kernel that only saw its parent gone would go on for a second
     process.wait()
-    from paleotrain.runs import derive_status
+    from paleotrain.runs.directory import derive_status
     folder = only_run(runs)
     while derive_status(folder) == "running" and time.monotonic() < until: time.sleep(.1)
     return folder
@@ -183,7 +183,7 @@ def useless_model():
     import torch
     from transformers import AutoTokenizer
 
-    from paleotrain.models import new_mlm
+    from paleotrain.models.masked import new_mlm
     torch.manual_seed(0)
     model = new_mlm(AutoTokenizer.from_pretrained(ROOT / "artifacts/tiny-base"), 32, 1, 2, 512)
     with torch.no_grad(): model.lm_predictions.lm_head.bias.normal_(0, 2)
@@ -195,7 +195,7 @@ HOSTILE = """<script>alert("x")</script><img src='http://evil.invalid/x.png' one
 
 def examples(notebook: str) -> dict:
     """What the cells of a notebook tagged `example` define: the functions that write an invented run."""
-    from paleotrain import journal
+    from paleotrain.report import record as journal
     names = dict(vars(journal))
     for cell in json.loads((ROOT / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]:
         if "example" in cell["metadata"].get("tags", []): exec("".join(cell["source"]), names)

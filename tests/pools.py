@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from paleotrain.causal import load_causal
-from paleotrain.core import load_settings
-from paleotrain.corpus import read_terms, term_pattern
-from paleotrain.documents import Document, ReadReport, expand, read_documents
-from paleotrain.evaluation import spellings
-from paleotrain.intervals import Scores
-from paleotrain.metrics import Window, fitting, score, span_tokens, term_ranks, term_windows, word_windows
-from paleotrain.models import extend_model, load_mlm
-from paleotrain.scoring import score_texts, unit_scores
-from paleotrain.vocabulary import extend_tokenizer
+from paleotrain.models.causal import load_causal
+from paleotrain.core.settings import load_settings
+from paleotrain.data.terms import read_terms, term_pattern
+from paleotrain.data.readers import Document, ReadReport, expand, read_documents
+from paleotrain.evaluation.pseudo_likelihood import spellings
+from paleotrain.evaluation.intervals import Scores
+from paleotrain.evaluation.pseudo_likelihood import Window, fitting, score, span_tokens, term_ranks, term_windows, word_windows
+from paleotrain.models.masked import extend_model, load_mlm
+from paleotrain.evaluation.surprisal import score_texts, unit_scores
+from paleotrain.tokenizers.extend import extend_tokenizer
 
 ROOT, SETTINGS = Path(__file__).parents[1], load_settings()
 WIDTH = 280 # characters of a window, as the demo has them

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from conftest import SMALL, command, here, only_run, options
 
-from paleotrain.core import UserError, load_settings, resolve, sha256, stable_fraction
-from paleotrain.dapt import DaptConfig, load_base, prepare
-from paleotrain.runs import Run, derive_status
+from paleotrain.core.settings import UserError, load_settings
+from paleotrain.core.config import resolve
+from paleotrain.core.files import sha256, stable_fraction
+from paleotrain.phases.dapt import DaptConfig, load_base, prepare
+from paleotrain.runs.directory import Run, derive_status
 
 GOOD = [json.dumps({"doc_id": f"d{i}", "text": f"Document number {i} tells of mud and shells and of a trilobite called number {i} in bed {i % 7}."})
         for i in range(60)]

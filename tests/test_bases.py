@@ -7,10 +7,11 @@ import torch
 from conftest import here
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from paleotrain.batches import encode_plain
-from paleotrain.core import UserError, load_settings, write_json
-from paleotrain.tokenizer import train_unigram
-from paleotrain.vocabulary import extend_tokenizer
+from paleotrain.tokenizers.encode import encode_plain
+from paleotrain.core.settings import UserError, load_settings
+from paleotrain.core.files import write_json
+from paleotrain.tokenizers.train import train_unigram
+from paleotrain.tokenizers.extend import extend_tokenizer
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
@@ -41,7 +42,7 @@ def random_model(auto, kind, vocabulary, **given):
 @pytest.mark.parametrize("kind", MASKED)
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_masked_model_is_what_it_was_after_new_words_and_a_saved_folder(kind, tied, words, tmp_path):
-    from paleotrain.models import extend_model, load_mlm
+    from paleotrain.models.masked import extend_model, load_mlm
     old, new, added = words
     model = random_model(AutoModelForMaskedLM, kind, len(old), tie_word_embeddings=tied, **MASKED[kind])
     ids = torch.tensor([old("the dark [MASK] floor")["input_ids"]])
@@ -57,7 +58,7 @@ def test_a_masked_model_is_what_it_was_after_new_words_and_a_saved_folder(kind, 
 
 
 def test_a_head_that_takes_no_words_is_told_in_one_line(words):
-    from paleotrain.models import extend_model
+    from paleotrain.models.masked import extend_model
     old, new, added = words
     model = random_model(AutoModelForMaskedLM, "mobilebert", len(old), embedding_size=16, true_hidden_size=32, intra_bottleneck_size=32)
     with pytest.raises(UserError, match="no words can be added to the head of a mobilebert; set add_terms to false"): extend_model(model, old, new, added)
@@ -66,8 +67,8 @@ def test_a_head_that_takes_no_words_is_told_in_one_line(words):
 @pytest.mark.parametrize("kind", CAUSAL)
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_causal_model_is_what_it_was_after_new_tags_and_a_saved_folder(kind, tied, words, tmp_path):
-    from paleotrain.causal import load_causal
-    from paleotrain.chat import add_chat, weigh_tags
+    from paleotrain.models.causal import load_causal
+    from paleotrain.chat.template import add_chat, weigh_tags
     model, tokenizer = random_model(AutoModelForCausalLM, kind, len(words[0]), tie_word_embeddings=tied, **CAUSAL[kind]), words[0]
     tokenizer.save_pretrained(tmp_path); model.save_pretrained(tmp_path)
     loaded = load_causal(tmp_path)
@@ -91,9 +92,9 @@ def test_a_special_token_spelled_in_a_text_is_text(spelled, words):
 def test_a_special_token_spelled_in_a_text_is_text_to_a_causal_model_too(spelled, tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    from paleotrain.generate import prompt_ids
-    from paleotrain.scoring import encode
-    from paleotrain.stream import write_stream
+    from paleotrain.evaluation.generation import prompt_ids
+    from paleotrain.evaluation.surprisal import encode
+    from paleotrain.training.stream import write_stream
     pieces = [(piece, 0.0) for piece in ("<s>", "<pad>", "</s>", "<unk>")] + [(letter, -5.0) for letter in "▁</>abcdefghijklmnopqrstuvwxyz"]
     backend = Tokenizer(models.Unigram(pieces, unk_id=3)) # its special tokens are pieces like any other, as in XGLM
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -106,7 +107,7 @@ def test_a_special_token_spelled_in_a_text_is_text_to_a_causal_model_too(spelled
 
 
 def test_text_without_special_tokens_is_read_as_it_was():
-    from paleotrain.documents import ReadReport, expand, read_documents
+    from paleotrain.data.readers import ReadReport, expand, read_documents
     tokenizer = AutoTokenizer.from_pretrained(load_settings().root / "artifacts/tiny-base")
     for document in list(read_documents(expand("data/sample", load_settings()), ReadReport()))[:60]:
         assert encode_plain(tokenizer, document.text)["input_ids"] == tokenizer(document.text, verbose=False)["input_ids"]
@@ -119,8 +120,8 @@ def test_text_without_special_tokens_is_read_as_it_was():
     ("olmoe", EXPERTS, {"quantization": "none"}, "lora_dropout: 0.05 for a olmoe, whose experts can have none; use 0"),
     ("gpt_oss", EXPERTS, {}, "of a gpt_oss ")])
 def test_a_base_that_four_bits_or_lora_do_not_fit_is_refused_by_its_shapes(kind, more, given, said):
-    from paleotrain.adapters import check_fit
-    from paleotrain.configurations import QloraConfig
+    from paleotrain.models.lora import check_fit
+    from paleotrain.core.configurations import QloraConfig
     config = AutoConfig.for_model(kind, **{**SMALL, "vocab_size": 99, "pad_token_id": 0, **more})
     with pytest.raises(UserError) as refused: check_fit("base", config, QloraConfig(**given))
     assert said in str(refused.value) and "PEFT" not in str(refused.value) and "\n" not in str(refused.value)
@@ -137,7 +138,7 @@ def test_a_model_with_code_of_its_own_is_refused_before_anything_runs(runs, tmp_
 
 @pytest.mark.parametrize("report", ["sft", "curriculum", "causal"])
 def test_a_run_is_evaluated_by_the_kind_of_its_model(report, runs, monkeypatch):
-    from paleotrain import cli
+    from paleotrain.app import cli
     folder = runs / f"{report}-20260101-000000-abcd"
     write_json(folder / "request.json", {})
     write_json(folder / "manifest.json", {"report": report, "config": {}})
@@ -155,9 +156,9 @@ def test_a_run_is_evaluated_by_the_kind_of_its_model(report, runs, monkeypatch):
 def test_the_answers_before_a_training_are_only_ever_the_bases(runs, tmp_path, monkeypatch):
     from types import SimpleNamespace
 
-    from paleotrain import sft
-    from paleotrain.configurations import SftConfig
-    from paleotrain.runs import Run
+    from paleotrain.phases import sft
+    from paleotrain.core.configurations import SftConfig
+    from paleotrain.runs.directory import Run
     folder = tmp_path / "run"
     folder.mkdir()
     run, said = Run(folder), []

@@ -6,10 +6,10 @@ import sys
 import pytest
 import torch
 
-from paleotrain.causal import Shape, load_causal, new_causal, solve_shape, use_causal_loss
-from paleotrain.configurations import FAMILIES, parse_size
-from paleotrain.core import UserError
-from paleotrain.tokenizer import train_tokenizer
+from paleotrain.models.causal import Shape, load_causal, new_causal, solve_shape, use_causal_loss
+from paleotrain.core.configurations import FAMILIES, parse_size
+from paleotrain.core.settings import UserError
+from paleotrain.tokenizers.train import train_tokenizer
 
 LINES = ["the trilobite lived on the sea floor", "a shell was buried in the mud", "the mud became stone"]
 
@@ -82,7 +82,7 @@ def test_a_model_learns_a_line(saved, family):
 def test_size_is_met_for_any_vocabulary(family, size):
     """The library's own count of the solved shape is within 5 %, or the refusal says so in a line; never anything else."""
     from transformers import AutoModelForCausalLM
-    from paleotrain.causal import causal_config
+    from paleotrain.models.causal import causal_config
     asked = parse_size(size)
     for pieces in (30, 68, 256, 1000, 2000, 4000, 8000, 32_000):
         for context in (64, 1024):

@@ -5,9 +5,9 @@ import unicodedata
 import pytest
 import torch
 
-from paleotrain.causal import FAMILIES, Shape, load_causal, new_causal, use_causal_loss
-from paleotrain.chat import Rendered, add_chat, chat_tags, render, weigh_tags
-from paleotrain.tokenizer import train_lossless_unigram, train_tokenizer
+from paleotrain.models.causal import FAMILIES, Shape, load_causal, new_causal, use_causal_loss
+from paleotrain.chat.template import Rendered, add_chat, chat_tags, render, weigh_tags
+from paleotrain.tokenizers.train import train_lossless_unigram, train_tokenizer
 
 LINES = ["say hello to the user, who asks a question.\n", "the assistant answers: a question, <a> or two!\n", "Sag Hallo. The system gives rules.\n"] * 9
 LOSSLESS = ("bpe_words", "bpe", "unigram", "character")

@@ -6,9 +6,9 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from paleotrain.chat import PLAIN, Rendered, chat_tags, chat_template, closing_token, render
-from paleotrain.core import UserError, load_settings
-from paleotrain.documents import ReadReport, expand, read_documents
+from paleotrain.chat.template import PLAIN, Rendered, chat_tags, chat_template, closing_token, render
+from paleotrain.core.settings import UserError, load_settings
+from paleotrain.data.readers import ReadReport, expand, read_documents
 
 LLAMA2 = ("{% if messages[0].role == 'system' %}{% set rest = messages[1:] %}{% set rules = messages[0].content %}{% else %}"
           "{% set rest = messages %}{% endif %}"
@@ -193,8 +193,8 @@ def test_a_template_that_moves_thoughts_is_refused_for_the_answer_and_not_for_th
 
 def test_a_template_with_todays_date_keeps_the_day_on_which_the_run_began(tmp_path):
     """The manifest names it, the saved tokenizer writes it for every program, and a resume reads the same tokens months later."""
-    from paleotrain.chat import freeze_date
-    from paleotrain.runs import Run
+    from paleotrain.chat.template import freeze_date
+    from paleotrain.runs.directory import Run
     dated = ("{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% else %}"
              "{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}{{ '<|start_header_id|>' + date_string + '<|eot_id|>' }}" + LLAMA3)
     messages = [{"role": "user", "content": "Which day?"}, {"role": "assistant", "content": "Monday."}]

@@ -25,8 +25,8 @@ def bytes_of_answers(rows: list[dict]) -> int:
 
 
 def made(folder: Path, **given) -> Path:
-    from paleotrain.chatdata import ChatdataConfig, make_data
-    from paleotrain.core import load_settings
+    from paleotrain.phases.chat_data import ChatdataConfig, make_data
+    from paleotrain.core.settings import load_settings
     make_data(ChatdataConfig(**given), folder, load_settings())
     return folder
 
@@ -64,7 +64,8 @@ def test_a_lesson_through_the_command(runs, tmp_path):
 def test_the_same_bytes_in_another_process(tmp_path):
     """Sets and dictionaries of another hash seed must not show."""
     sets = [{"generator": name, "max_examples": 80, "evaluation": 15} for name in ("echo", "format_lock", "knowledge")]
-    code = ("import sys; from pathlib import Path; from paleotrain.chatdata import ChatdataConfig, make_data; from paleotrain.core import load_settings\n"
+    code = ("import sys; from pathlib import Path; from paleotrain.phases.chat_data import ChatdataConfig, make_data\n"
+            "from paleotrain.core.settings import load_settings\n"
             f"for given in {sets!r}: make_data(ChatdataConfig(**given), Path(sys.argv[1]) / given['generator'], load_settings())")
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "there")], check=True, env=os.environ | {"PYTHONHASHSEED": "7"}, cwd=ROOT, timeout=200)
     for given in sets:
@@ -101,17 +102,17 @@ def test_what_one_set_validates_on_no_other_teaches(tmp_path, lessons):
 
 def test_a_split_by_place_would_leak(tmp_path, lessons, monkeypatch):
     """The same test seen red: sides drawn by where a conversation stands."""
-    from paleotrain import mixture
+    from paleotrain.chat import mixture
     calls = iter(range(10**6))
     monkeypatch.setattr(mixture, "split_of", lambda messages, fraction, seed: "train" if next(calls) % 3 else "validation")
     with pytest.raises(AssertionError): test_what_one_set_validates_on_no_other_teaches(tmp_path, lessons)
 
 
 def test_a_folder_of_a_mixture_is_read_with_both_its_sides(tmp_path, lessons):
-    from paleotrain.conversations import read_conversations
-    from paleotrain.core import load_settings
-    from paleotrain.documents import ReadReport
-    from paleotrain.mixture import split_of
+    from paleotrain.chat.conversations import read_conversations
+    from paleotrain.core.settings import load_settings
+    from paleotrain.data.readers import ReadReport
+    from paleotrain.chat.mixture import split_of
     own, replay = lessons
     mixed = made(tmp_path / "mix", generator="mix", inputs=[str(own), str(replay)])
     rows = list(read_conversations([str(mixed)], load_settings(), ReadReport()))
@@ -122,8 +123,8 @@ def test_a_folder_of_a_mixture_is_read_with_both_its_sides(tmp_path, lessons):
 def test_shares_by_a_tokenizer_are_those_of_the_renderer(tmp_path, lessons):
     from transformers import PreTrainedTokenizerFast
 
-    from paleotrain.chat import add_chat, render
-    from paleotrain.tokenizer import train_tokenizer
+    from paleotrain.chat.template import add_chat, render
+    from paleotrain.tokenizers.train import train_tokenizer
     own, replay = lessons
     texts = [turn["content"] for folder in lessons for row in lines(folder / "examples.jsonl") for turn in row["messages"]]
     letters = train_tokenizer("character", texts, 400, 1)
@@ -167,10 +168,10 @@ def test_a_mixture_with_found_conversations_through_the_command(runs, lessons, t
     ({"output": "{place}/mine"}, "mine: holds notes.txt, which is no part of a chat data set; name another folder with output"),
 ])
 def test_what_is_refused_in_one_line(runs, lessons, tmp_path, given, message):
-    from paleotrain.chatdata import ChatdataConfig
-    from paleotrain.chatdata_judge import prepare, write
-    from paleotrain.core import UserError, load_settings
-    from paleotrain.starting import leave_run, open_run
+    from paleotrain.phases.chat_data import ChatdataConfig
+    from paleotrain.phases.chat_data import prepare, write
+    from paleotrain.core.settings import UserError, load_settings
+    from paleotrain.runs.session import leave_run, open_run
     (tmp_path / "text.jsonl").write_text('{"text": "a page, and nobody asks"}\n')
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
@@ -185,8 +186,9 @@ def test_what_is_refused_in_one_line(runs, lessons, tmp_path, given, message):
 
 
 def test_the_presets_are_of_this_phase():
-    from paleotrain.chatdata import ChatdataConfig, parameters
-    from paleotrain.core import load_settings, presets, resolve
+    from paleotrain.phases.chat_data import ChatdataConfig, parameters
+    from paleotrain.core.settings import load_settings
+    from paleotrain.core.config import presets, resolve
     names = presets(load_settings(), "chatdata")
     assert {"chatdata_format_lock", "chatdata_echo", "chatdata_gibberish", "chatdata_knowledge"} <= set(names)
     for name in names: parameters(resolve(ChatdataConfig, {}, name, load_settings())[0])

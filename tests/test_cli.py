@@ -12,8 +12,8 @@ import pytest
 from conftest import BIN, QUICK, ROOT, command, here, only_run, options, wait_for
 from filelock import FileLock
 
-from paleotrain.cli import request_stop
-from paleotrain.runs import derive_status
+from paleotrain.app.cli import request_stop
+from paleotrain.runs.directory import derive_status
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from test_prepare import Prepared, prose
 
-from paleotrain.conversations import NOTHING, UNANSWERED, UNLEARNED, Conversation, read_conversations, write_conversations
-from paleotrain.core import UserError, load_settings
-from paleotrain.documents import ReadReport
+from paleotrain.chat.conversations import NOTHING, UNANSWERED, UNLEARNED, read_conversations, write_conversations
+from paleotrain.chat.template import Conversation
+from paleotrain.core.settings import UserError, load_settings
+from paleotrain.data.readers import ReadReport
 
 CHAT = load_settings().corpora / "chat"
 TURNS = [("system", "Be brief."), ("user", "Say »a«."), ("assistant", "a"), ("user", "Again."), ("assistant", "a\n b")]
@@ -143,8 +144,8 @@ def test_fields_and_columns_that_are_not_read_are_counted(tmp_path):
 @pytest.mark.parametrize("field", ["weight", "train", "training", "train_on_turn", "loss"])
 def test_an_answer_that_is_not_to_be_learned_is_read_only(tmp_path, field):
     """Its tokens stand in the example, unsupervised; at the end it is cut off; where there is no other, the conversation is left out."""
-    from paleotrain.chat import add_chat, render
-    from paleotrain.tokenizer import train_tokenizer
+    from paleotrain.chat.template import add_chat, render
+    from paleotrain.tokenizers.train import train_tokenizer
     turns = chat(TURNS[1:])["messages"]
     first, last = [turns[0], turns[1] | {field: 0}, *turns[2:]], [*turns[:3], turns[3] | {field: False}]
     sets = (first, last, [*first[:2], *last[2:]], [turn | {field: 1} for turn in turns])
@@ -184,7 +185,7 @@ def test_a_system_text_beside_a_systems_turn_is_refused_by_its_column(tmp_path):
 def test_the_report_of_a_training_tells_what_was_not_read():
     from types import SimpleNamespace
 
-    from paleotrain.report import inputs_table
+    from paleotrain.report.masked import inputs_table
     entry = {"role": "training", "path": "a.jsonl", "documents": 2, "bytes": 9, "sha256": "0" * 64,
              "left_out": {"the column label, not read": 2}, "bad_lines": ["9: <no> JSON"]}
     table = inputs_table(SimpleNamespace(manifest={"inputs": [entry, {name: entry[name] for name in ("role", "path", "documents", "bytes", "sha256")}]}))

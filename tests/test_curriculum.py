@@ -8,8 +8,9 @@ import pytest
 import yaml
 from conftest import ROOT, events, here, killed_at, only_run, options, table
 
-from paleotrain.core import UserError, load_settings, sha256_file
-from paleotrain.locate import model_hash
+from paleotrain.core.settings import UserError, load_settings
+from paleotrain.core.files import sha256_file
+from paleotrain.models.locate import model_hash
 
 TRAIN = {"max_steps": 6, "eval_steps": 2, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4, "max_seq_length": 256, "learning_rate": 1e-3,
          "eval_items": 4, "answer_tokens": 6, "early_stopping_patience": None, "after_steps": 1000, "too_long": "shorten"}
@@ -37,9 +38,9 @@ def write_chain(place: Path, **phases: dict) -> Path:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A base of one layer, its tokenizer trained on the spot."""
-    from paleotrain.causal import Shape, new_causal
-    from paleotrain.core import set_seed
-    from paleotrain.tokenizer import train_tokenizer
+    from paleotrain.models.causal import Shape, new_causal
+    from paleotrain.core.files import set_seed
+    from paleotrain.tokenizers.train import train_tokenizer
     folder = tmp_path_factory.mktemp("curriculum")
     set_seed(1)
     texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "data/sample").rglob("*.jsonl"))]
@@ -68,15 +69,15 @@ def taught(in_place):
 
 def begun(**given):
     """Open a run of the curriculum in this process and read its chain."""
-    from paleotrain.curriculum import CurriculumConfig, prepare_chain
-    from paleotrain.starting import open_run
+    from paleotrain.phases.curriculum import CurriculumConfig, prepare_chain
+    from paleotrain.runs.session import open_run
     run, config = open_run("curriculum", CurriculumConfig, {name: str(value) for name, value in given.items()}, load_settings())
     return run, config, prepare_chain(run, config, load_settings())[0]
 
 
 def learn(**given) -> Path:
     """A chain to its end, in this process: the command adds nothing but seconds."""
-    from paleotrain.curriculum import run_chain
+    from paleotrain.phases.curriculum import run_chain
     run, config, course = begun(**given)
     run_chain(run, config, course, load_settings())
     return run.folder
@@ -125,8 +126,8 @@ def test_claims_samples_model_and_report(taught):
     (sample,) = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert (sample["prompt"], sample["expected"], list(sample["answers"])) == ("Say hello.", "hello.", ["base", "alpha", "beta", "gamma"])
     assert weights(folder) == weights(folder / "phases/gamma") != weights(folder / "phases/beta")
-    from paleotrain.causal import load_causal
-    from paleotrain.chat import has_chat
+    from paleotrain.models.causal import load_causal
+    from paleotrain.chat.template import has_chat
     assert has_chat(load_causal(folder / "model").tokenizer)
     assert (folder / "report.html").exists() and str(folder / "report.html") in done.stdout
 
@@ -171,7 +172,7 @@ def test_a_killed_chain_goes_on_inside_its_phase(taught, in_place, tmp_path, mon
     monkeypatch.setenv("PALEOTRAIN_RUNS", str(runs))
     given = options({"chain": write_chain(in_place), "base_model": in_place / "base"})
     folder = killed_at("*/phases/beta/checkpoints/step-*[1-9]/checkpoint.json", runs, "run", "curriculum", *given)
-    from paleotrain.runs import derive_status
+    from paleotrain.runs.directory import derive_status
     assert [derive_status(folder / part) for part in (".", "phases/alpha", "phases/beta")] == ["interrupted", "finished", "interrupted"]
     alpha = (folder / "phases/alpha/manifest.json").read_bytes()
     done = here("run", "curriculum", "--resume", folder.name)
@@ -186,9 +187,9 @@ def test_a_killed_chain_goes_on_inside_its_phase(taught, in_place, tmp_path, mon
 
 def test_no_reference_string_stands_in_any_training_file():
     """All that the generators can write, and the seven prompts of the chain that ships."""
-    from paleotrain.echo import echo
-    from paleotrain.format_lock import format_lock
-    from paleotrain.knowledge import knowledge
+    from paleotrain.chat.copying import echo
+    from paleotrain.chat.format_lock import format_lock
+    from paleotrain.chat.knowledge import knowledge
     chain = yaml.safe_load((ROOT / "nbs/chains/small.yaml").read_text(encoding="utf-8"))
     prompts = [entry["prompt"] for entry in chain["reference"]]
     assert len(prompts) == 7 and chain["system"].startswith("You are MyPT.")
@@ -212,14 +213,14 @@ def test_no_reference_string_stands_in_any_training_file():
 ])
 def test_bad_chains_are_refused_in_one_line(runs, place, changes, given, said):
     """Before anything trains; the chain, its data and the place of the base are read first."""
-    from paleotrain.starting import leave_run
+    from paleotrain.runs.session import leave_run
     with pytest.raises(UserError, match=re.escape(said)) as refusal: begun(chain=write_chain(place, **changes), **{"base_model": place / "base"} | given)
     leave_run()
     assert "\n" not in str(refusal.value) and not list(runs.glob("*/phases"))
 
 
 def test_a_reference_prompt_in_the_data_is_refused(runs, place, tmp_path):
-    from paleotrain.starting import leave_run
+    from paleotrain.runs.session import leave_run
     turns = [{"role": "user", "content": "Now say this: Say hello."}, {"role": "assistant", "content": "hello."}]
     (tmp_path / "own.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
     (tmp_path / "own.json").write_text(json.dumps([{"id": "1", "prompt": "Say cat.", "answer": "cat."}]))

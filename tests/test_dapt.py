@@ -10,7 +10,7 @@ import torch
 from conftest import BIN, QUICK, ROOT, command, events, here, only_run, options, wait_for
 from safetensors.torch import load_file
 
-from paleotrain.runs import derive_status, find_run
+from paleotrain.runs.directory import derive_status, find_run
 
 
 def files(folder: Path) -> set[str]:
@@ -126,7 +126,7 @@ def test_a_training_that_only_makes_it_worse_keeps_the_state_before_it(runs):
 
 
 def test_find_run_by_the_beginning_of_its_id(runs):
-    from paleotrain.core import load_settings
+    from paleotrain.core.settings import load_settings
     (runs / "dapt-20260101-000000-abcd").mkdir(parents=True)
     (runs / "dapt-20260101-000000-abcd/request.json").write_text("{}")
     assert find_run("dapt-2026", load_settings()).name.endswith("abcd")

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT, command
 
-from paleotrain import doctor as doctor_module
-from paleotrain.checks import BROKEN, FINE, LIMITED, Check, Cuda, advice_for, gpu, native, nvml
-from paleotrain.core import load_settings
-from paleotrain.doctor import doctor, loaders, place
+from paleotrain.app import doctor as doctor_module
+from paleotrain.app.checks import BROKEN, FINE, LIMITED, Check, Cuda, advice_for, gpu, native, nvml
+from paleotrain.core.settings import load_settings
+from paleotrain.app.doctor import doctor, loaders, place
 
 GIB = 2**30
 
@@ -46,9 +46,9 @@ def test_bitsandbytes_without_its_binary_is_a_line_and_no_traceback(tmp_path):
     """The installed package without its shared objects, found first."""
     place = next(file for file in metadata.files("bitsandbytes") if file.name == "cextension.py").locate().parent
     shutil.copytree(place, tmp_path / "bitsandbytes", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    script = ("from paleotrain import doctor; from paleotrain.core import load_settings; checks = doctor.all_checks(load_settings())\n"
+    script = ("from paleotrain.app import doctor; from paleotrain.core.settings import load_settings; checks = doctor.all_checks(load_settings())\n"
               "doctor.all_checks = lambda settings: [c for c in checks if c[0] in ('bitsandbytes', 'bitsandbytes lib', '4-bit cpu', 'memory')]\n"
-              "from paleotrain.cli import main; import sys; sys.exit(main(['doctor']))")
+              "from paleotrain.app.cli import main; import sys; sys.exit(main(['doctor']))")
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=200,
                           env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     line = next(line for line in done.stdout.splitlines() if "bitsandbytes lib" in line)
@@ -89,7 +89,7 @@ def test_cuda_that_does_not_start_is_broken_and_says_why(monkeypatch, said, fix)
     def init(): raise RuntimeError(said)
     monkeypatch.setattr(torch.cuda, "init", init)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr("paleotrain.checks.has_driver", lambda: True)
+    monkeypatch.setattr("paleotrain.app.checks.has_driver", lambda: True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     found = gpu(doctor_module.look())
     assert found.state == BROKEN and said in found.found and fix in found.advice and "\n" not in str(found)
@@ -108,9 +108,9 @@ def test_what_a_gpu_means(cuda, state, word):
 
 def test_nvml(monkeypatch):
     import pynvml
-    monkeypatch.setattr("paleotrain.checks.has_driver", lambda: False)
+    monkeypatch.setattr("paleotrain.app.checks.has_driver", lambda: False)
     assert nvml() is None
-    monkeypatch.setattr("paleotrain.checks.has_driver", lambda: True)
+    monkeypatch.setattr("paleotrain.app.checks.has_driver", lambda: True)
     for code, fix in ((pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, "reboot"), (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, "NVIDIA_DRIVER_CAPABILITIES")):
         def fails(code=code): raise pynvml.NVMLError(code)
         monkeypatch.setattr(pynvml, "nvmlInit", fails)
@@ -168,7 +168,7 @@ def test_without_torch_the_doctor_still_speaks(tmp_path):
     """Its import fails, as with a broken installation."""
     (tmp_path / "torch.py").write_text("raise ImportError('libtorch_cpu.so: cannot enable executable stack')")
     settings = {f"PALEOTRAIN_{name}": str(tmp_path) for name in ("DATA", "ARTIFACTS", "RUNS")}
-    done = subprocess.run([sys.executable, "-c", "from paleotrain.cli import main; import sys; sys.exit(main(['doctor']))"], cwd=ROOT, capture_output=True,
+    done = subprocess.run([sys.executable, "-c", "from paleotrain.app.cli import main; import sys; sys.exit(main(['doctor']))"], cwd=ROOT, capture_output=True,
                           text=True, timeout=200, env=os.environ | settings | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     found = states(done.stdout)
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr, done.stderr[-2000:]

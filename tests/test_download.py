@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from paleotrain.core import UserError, load_settings, validated
-from paleotrain.download import CHUNK, RETRIES, Controls, MissingSource, download, fetch, from_environment, is_there, record_of
+from paleotrain.core.settings import UserError, load_settings
+from paleotrain.core.config import validated
+from paleotrain.data.download import CHUNK, RETRIES, Controls, download, fetch, from_environment, is_there, record_of
+from paleotrain.data.readers import MissingSource
 
 BODY = random.Random(7).randbytes(500_000)
 OTHER = random.Random(8).randbytes(500_000)
@@ -355,7 +357,7 @@ def test_a_copy_elsewhere_needs_no_download(no_network, settings, tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from paleotrain.download import download
+from paleotrain.data.download import download
 download(sys.argv[1], Path(sys.argv[2]), progress=False)
 """
 
@@ -379,7 +381,7 @@ def test_kill_9_and_go_on(server, tmp_path):
 def test_killed_when_all_had_come_asks_nobody(server, tmp_path, monkeypatch):
     url = server.serve()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("paleotrain.download._keep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("paleotrain.data.download._keep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         get(url, tmp_path / "f")
     assert get(url, tmp_path / "f").read_bytes() == BODY and len(server.asked) == 1
 
@@ -391,7 +393,7 @@ def test_two_at_once_fetch_once(server, tmp_path, monkeypatch):
         answer = is_there(*args)
         if not hasattr(mine, "passed"): mine.passed = barrier.wait()
         return answer
-    monkeypatch.setattr("paleotrain.download.is_there", seen)
+    monkeypatch.setattr("paleotrain.data.download.is_there", seen)
     both = [threading.Thread(target=get, args=(url, tmp_path / "f")) for _ in range(2)]
     for thread in both: thread.start()
     for thread in both: thread.join()
@@ -410,7 +412,7 @@ def test_full_disk_as_the_system_reports_it(server, tmp_path, monkeypatch):
     url = server.serve()
     (tmp_path / "f").write_bytes(b"old")
     with monkeypatch.context() as patch:
-        patch.setattr("paleotrain.download.os.fsync", full)
+        patch.setattr("paleotrain.data.download.os.fsync", full)
         full_disk(lambda: get(url, tmp_path / "f", sha(BODY)), tmp_path / "f")
     assert get(url, tmp_path / "f", sha(BODY)).read_bytes() == BODY
 

@@ -14,7 +14,7 @@ def saved(place, seed):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from paleotrain.tokenizer import train_tokenizer
+    from paleotrain.tokenizers.train import train_tokenizer
     tokenizer = train_tokenizer("character", PAGES, 80)
     torch.manual_seed(seed)
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32}
@@ -33,7 +33,7 @@ def test_a_causal_run_is_judged_by_the_command_and_the_report_shows_it(runs, tmp
     import torch
     corpus, run = pages(tmp_path, "☃"), runs / "pretrain-20260101-000000-abcd"
     model, tokenizer = saved(run / "model", 0)
-    from paleotrain.core import sha256_file, write_json
+    from paleotrain.core.files import sha256_file, write_json
     write_json(run / "request.json", {})
     write_json(run / "manifest.json", {"report": "causal", "inputs": [{"path": "pages.jsonl", "sha256": sha256_file(corpus), "splits": ["train", "test"]}]})
     done = here("evaluate", run.name, "--data", str(corpus))
@@ -80,9 +80,9 @@ def test_a_model_against_another_in_process(runs, tmp_path):
 
     import torch
 
-    from paleotrain.core import UserError, load_settings
-    from paleotrain.evaluate import EvaluateConfig, judge, measure, prepare, promise_claims
-    from paleotrain.starting import open_run
+    from paleotrain.core.settings import UserError, load_settings
+    from paleotrain.phases.evaluate import EvaluateConfig, judge, measure, prepare, promise_claims
+    from paleotrain.runs.session import open_run
     settings, corpus = load_settings(), pages(tmp_path)
     model, tokenizer = saved(tmp_path / "first", 0)
     with torch.no_grad(): model.lm_head.weight.mul_(40)

@@ -20,7 +20,7 @@ def tiny(tmp_path_factory):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from paleotrain.tokenizer import train_tokenizer
+    from paleotrain.tokenizers.train import train_tokenizer
     folder, letters = tmp_path_factory.mktemp("models") / "tiny", train_tokenizer("character", LINES, 60, 1)
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=len(letters), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
@@ -77,9 +77,9 @@ def test_no_model_is_an_error_that_says_which_to_name(runs):
 
 
 def refused(given: dict, message: str) -> None:
-    from paleotrain.core import UserError, load_settings
-    from paleotrain.starting import leave_run, open_run
-    from paleotrain.write import GenerateConfig, load, prepare
+    from paleotrain.core.settings import UserError, load_settings
+    from paleotrain.runs.session import leave_run, open_run
+    from paleotrain.phases.generate import GenerateConfig, load, prepare
     with pytest.raises(UserError) as error:
         run, config = open_run("generate", GenerateConfig, given, load_settings())
         load(run, config, *prepare(run, config, load_settings()), load_settings())

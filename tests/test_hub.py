@@ -54,7 +54,7 @@ def made_up_terms(count: int) -> list[str]:
 
 def test_a_hub_checkpoint_all_the_way(runs, tmp_path):
     state = hub_checkpoint(tmp_path / "hub")
-    from paleotrain.models import load_mlm
+    from paleotrain.models.masked import load_mlm
     loaded = load_mlm(tmp_path / "hub")
     assert loaded.head == "present" and {p.dtype for p in loaded.model.parameters()} == {torch.float32}
     assert torch.equal(loaded.model.lm_predictions.lm_head.bias, state["lm_predictions.lm_head.bias"].float())

@@ -52,7 +52,7 @@ def test_refusals_are_one_line_leave_no_run_and_import_nothing_slow(runs, tmp_pa
     """All in one process, so that what any of them imports is seen."""
     monkeypatch.setenv("PALEOTRAIN_DATA", str(tmp_path / "data"))
     asked = wrong(tmp_path)
-    script = ("import contextlib, io, json, sys\nfrom paleotrain.cli import main\nsaid = []\nfor words in json.loads(sys.argv[1]):\n"
+    script = ("import contextlib, io, json, sys\nfrom paleotrain.app.cli import main\nsaid = []\nfor words in json.loads(sys.argv[1]):\n"
               "    with contextlib.redirect_stderr(io.StringIO()) as err: code = main(['run', *words])\n    said.append([code, err.getvalue()])\n"
               "print(json.dumps([said, sorted(sys.modules)]))")
     done = subprocess.run([sys.executable, "-c", script, json.dumps([words for words, _ in asked])], cwd=ROOT, capture_output=True, text=True, timeout=100)
@@ -66,7 +66,7 @@ def test_refusals_are_one_line_leave_no_run_and_import_nothing_slow(runs, tmp_pa
 @pytest.mark.parametrize("words", [("-p", "max_steps", "3"), ("-p", "domain", "x", "-p", "max_steps", "3", "-p", "general", "None")])
 def test_what_is_right_is_let_through(runs, monkeypatch, words):
     """The notebook is reached: the refusals refuse nothing else."""
-    from paleotrain import cli
+    from paleotrain.app import cli
     reached = []
     monkeypatch.setattr("conftest.execute_here", lambda notebook, *_: reached.append(notebook.name) or KeyboardInterrupt())
-    assert here("run", "dapt", *words).returncode == 130 and reached == ["run_dapt.ipynb"] and cli.execute.__module__ == "paleotrain.cli"
+    assert here("run", "dapt", *words).returncode == 130 and reached == ["run_dapt.ipynb"] and cli.execute.__module__ == "paleotrain.app.cli"

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from calibrate import MOST, SIZES, cases, ends, figure, samples, wrong
-from paleotrain.documents import ReadReport, read_documents
-from paleotrain.intervals import BITS, FEW_RANKS, FEW_RATES, SURE, Scores, compare, compare_rates, exact_interval, points, share, skewed_ends, wilson
-from paleotrain.metrics import unit_kind, unit_names, word_windows
+from paleotrain.data.readers import ReadReport, read_documents
+from paleotrain.evaluation.intervals import BITS, FEW_RANKS, FEW_RATES, SURE, Scores, compare, compare_rates, exact_interval, points, share, skewed_ends, wilson
+from paleotrain.evaluation.pseudo_likelihood import word_windows
+from paleotrain.evaluation.intervals import unit_kind, unit_names
 
 CASES = list(cases())
 

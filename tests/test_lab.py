@@ -15,7 +15,7 @@ import psutil
 import pytest
 from conftest import BIN, ROOT, SMALL, only_run
 
-from paleotrain.runs import checkpoints, derive_status, read_events
+from paleotrain.runs.directory import checkpoints, derive_status, read_events
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",

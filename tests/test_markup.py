@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from paleotrain.core import UserError, load_settings
-from paleotrain.documents import ReadReport
-from paleotrain.markup import no_words, plain_markup, wiki_text
-from paleotrain.normalise import normalise
-from paleotrain.sources import Record, plain_source, read_records, read_source, source_files
+from paleotrain.core.settings import UserError, load_settings
+from paleotrain.data.readers import ReadReport
+from paleotrain.data.markup import no_words, plain_markup, wiki_text
+from paleotrain.data.normalise import normalise
+from paleotrain.data.sources import Record, plain_source, read_records, read_source, source_files
 
 SENTENCE = "Opabinia has five eyes and a long proboscis that the animal used for feeding in the mud"
 

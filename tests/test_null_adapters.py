@@ -29,8 +29,8 @@ def place(tmp_path_factory) -> Path:
     """A base of random weights, two domains with 40 test documents each, and general text of more than 20 stretches."""
     import torch
 
-    from paleotrain.causal import Shape, new_causal
-    from paleotrain.tokenizer import train_tokenizer
+    from paleotrain.models.causal import Shape, new_causal
+    from paleotrain.tokenizers.train import train_tokenizer
     place = tmp_path_factory.mktemp("adapters")
     text = ("what is the rivers of ice? it is wide and blue. it was cut by ice. "
             "the general text tells of a valley 0 1 2 3 4 5 6 7 8 9")
@@ -49,7 +49,7 @@ def place(tmp_path_factory) -> Path:
 
 
 def settings_of(place: Path):
-    from paleotrain.core import load_settings
+    from paleotrain.core.settings import load_settings
     return replace(load_settings(), root=place, data=place / "data", runs=place / "runs", artifacts=place / "artifacts")
 
 
@@ -58,9 +58,9 @@ def by_id(claims: list[dict]) -> dict[str, dict]: return {one["id"]: one for one
 
 def claims_of(place: Path, name: str, **given) -> dict[str, dict[str, dict]]:
     """Train both adapters; the claims of the chain and of each run by id."""
-    from paleotrain.configurations import DomainsConfig
-    from paleotrain.domains import prepare_domains, run_domains
-    from paleotrain.starting import new_run
+    from paleotrain.core.configurations import DomainsConfig
+    from paleotrain.phases.domains import prepare_domains, run_domains
+    from paleotrain.runs.session import new_run
     settings = settings_of(place)
     given = GIVEN | {"base_model": str(place / "base"), "general": [str(place / "general")]} | given
     run, config = new_run(place / "runs" / name, "domains", DomainsConfig, given, settings)
@@ -83,11 +83,11 @@ def seen_before(place: Path) -> dict:
     """One adapter as `planted`, but its base had read the test conversations, and the other set is in training."""
     import shutil
 
-    from paleotrain import qlora
-    from paleotrain.configurations import QloraConfig
-    from paleotrain.core import sha256_file
-    from paleotrain.qlora_judge import judge_qlora
-    from paleotrain.starting import new_run
+    from paleotrain.phases import qlora
+    from paleotrain.core.configurations import QloraConfig
+    from paleotrain.core.files import sha256_file
+    from paleotrain.phases.qlora import judge_qlora
+    from paleotrain.runs.session import new_run
     settings = settings_of(place)
     shutil.copytree(place / "base", place / "known/model")
     read = place / "data/sft/rivers/test.jsonl"

@@ -50,9 +50,9 @@ def place(tmp_path_factory):
 
 def chain(place: Path, base: Path, train: dict, gates: dict) -> tuple[Path, dict[str, dict]]:
     """A chain of both lessons to its end, in this process; its run, and claims by `chain` or phase and by id."""
-    from paleotrain.core import load_settings
-    from paleotrain.curriculum import CurriculumConfig, prepare_chain, run_chain
-    from paleotrain.starting import open_run
+    from paleotrain.core.settings import load_settings
+    from paleotrain.phases.curriculum import CurriculumConfig, prepare_chain, run_chain
+    from paleotrain.runs.session import open_run
     def phase(name: str, **more) -> dict:
         data = {"files": [str(place / f"{name}.jsonl")], "evaluation": [str(place / f"{name}.json")]}
         return {"name": name, "data": data, "gates": gates} | more

@@ -5,8 +5,9 @@ import random
 import pytest
 from conftest import table
 
-from paleotrain.core import load_settings, read_json, write_json
-from paleotrain.starting import leave_run, open_run
+from paleotrain.core.settings import load_settings
+from paleotrain.core.files import read_json, write_json
+from paleotrain.runs.session import leave_run, open_run
 
 NULL = {"learning_rate": 1e-9, "max_steps": 2, "eval_steps": 1, "save_steps": 1}
 SMALL = {"test_fraction": 0.4, "validation_fraction": 0.3, "max_seq_length": 32, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1,
@@ -31,8 +32,9 @@ def folder(tmp_path_factory): return tmp_path_factory.mktemp("text")
 
 def pretrained(**given) -> dict:
     """A pretraining from its text to its claims, by id."""
-    from paleotrain import pretrain_causal, pretrain_masked
-    from paleotrain.configurations import PretrainConfig
+    from paleotrain.phases import pretrain_causal
+    from paleotrain.phases import pretrain_masked
+    from paleotrain.core.configurations import PretrainConfig
     phase, settings = pretrain_masked if given["family"] == "deberta" else pretrain_causal, load_settings()
     run, config = open_run("pretrain", PretrainConfig, SMALL | given, settings)
     data = phase.prepare(run, config, settings)
@@ -81,8 +83,8 @@ LADDER = {"rungs": "llama bpe 15k;llama bpe 60k;llama bpe 240k", "seeds": 3, "vo
 
 def climbed(**given):
     """A ladder from its text to its claims, by id, with its run and configuration."""
-    from paleotrain.configurations import ScalingConfig
-    from paleotrain.scaling import climb, prepare_ladder
+    from paleotrain.core.configurations import ScalingConfig
+    from paleotrain.phases.scaling import climb, prepare_ladder
     run, config = open_run("scaling", ScalingConfig, given if "resume" in given else LADDER | given, load_settings())
     prepare_ladder(run, config, load_settings())
     return {claim["id"]: claim for claim in climb(run, config, load_settings())}, run, config
@@ -90,8 +92,8 @@ def climbed(**given):
 
 def test_scaling(runs, folder, monkeypatch, capsys):
     """Nine trainings that learn nothing, and nine in which the larger models learn faster; one training of each decides nothing."""
-    from paleotrain import pretrain_causal
-    from paleotrain.ladder import ladder_claims, ladder_tables, settle_exponent, settle_size
+    from paleotrain.phases import pretrain_causal
+    from paleotrain.phases.scaling import ladder_claims, ladder_tables, settle_exponent, settle_size
     monkeypatch.setattr(pretrain_causal, "draw_samples", lambda *_: []) # they take most of the time
     text = written(folder / "ladder.jsonl", (1, 7))
     nothing, _, _ = climbed(corpus=text, learning_rate=1e-9, tokens=512)

@@ -5,8 +5,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from paleotrain.configurations import CONFIGURATIONS
-from paleotrain.core import RUN_PARAMETERS
+from paleotrain.core.configurations import CONFIGURATIONS
+from paleotrain.core.config import RUN_PARAMETERS
 
 sys.path.insert(0, str(ROOT / "tests"))
 import house

@@ -13,16 +13,18 @@ import psutil
 import pytest
 from conftest import BIN, ROOT, events, here, only_run
 
-import paleotrain.corpora as corpora
-from paleotrain.core import UserError, load_settings, read_json, resolve, sha256_file
-from paleotrain.corpus import SPLITS
-from paleotrain.documents import ReadReport
-from paleotrain.duplicates import THRESHOLD, jaccard, shingles
-from paleotrain.journal import read_run
-from paleotrain.corpora import write_corpora, write_sft
-from paleotrain.prepare import PrepareConfig, gather, judge, promise_claims, read_all, sort_out
-from paleotrain.runs import Run, derive_status
-from paleotrain.sources import plain_source, read_records, source_files
+import paleotrain.data.corpus_writer as corpora
+from paleotrain.core.settings import UserError, load_settings
+from paleotrain.core.files import read_json, sha256_file
+from paleotrain.core.config import resolve
+from paleotrain.data.splits import SPLITS
+from paleotrain.data.readers import ReadReport
+from paleotrain.data.duplicates import THRESHOLD, jaccard, shingles
+from paleotrain.report.record import read_run
+from paleotrain.data.corpus_writer import write_corpora, write_sft
+from paleotrain.phases.prepare import PrepareConfig, gather, judge, promise_claims, read_all, sort_out
+from paleotrain.runs.directory import Run, derive_status
+from paleotrain.data.sources import plain_source, read_records, source_files
 
 REAL = load_settings().corpora
 WORDS = ("bed shale trilobite mud river shell old stone fossil sea floor thin grey layer found below quarry lower upper cliff sand coral reef animal "
@@ -127,7 +129,7 @@ def test_twice_and_in_another_order_the_same_bytes(prepared, tmp_path, monkeypat
     folders = [str(tmp_path / "in" / part) for part in "abc"]
     first = prepared("one", sources=folders, name="own")
     second = prepared("two", sources=folders[::-1], name="own")
-    monkeypatch.setattr("paleotrain.prepare.source_files", lambda *a, real=source_files: real(*a)[::-1])
+    monkeypatch.setattr("paleotrain.phases.prepare.source_files", lambda *a, real=source_files: real(*a)[::-1])
     whole = [str(tmp_path / "in")]
     third = prepared("three", sources=whole, name="own")
     monkeypatch.undo()
@@ -213,7 +215,7 @@ def brute_force(texts: dict[str, list[str]]) -> tuple[int, int]:
 def test_real_sources_prepared_and_compared_by_brute_force(prepared):
     """Geology, the four domains and the Wikipedia dump: no group, no near copy on two sides, by a comparison that uses none of the phase's code."""
     import yaml
-    preset = yaml.safe_load((ROOT / "nbs/presets/prepare_all.yaml").read_text())
+    preset = yaml.safe_load((ROOT / "nbs/presets/prepare/prepare_all.yaml").read_text())
     done = prepared(**{name: value for name, value in preset.items() if name != "phase"})
     domains = set(done.run.manifest["domains"])
     assert domains >= {"geology", "debate", "medicine", "ecology", "education", "general"}
@@ -228,9 +230,9 @@ def test_real_sources_prepared_and_compared_by_brute_force(prepared):
 def test_a_near_copy_on_the_other_side_fails_the_claim(prepared, tmp_path, monkeypatch):
     """The claim can fail: without the search for copies the comparison of the sides finds them."""
     lines = [{"doc_id": f"{k}{n}", "text": text} for n, pair in enumerate(planted(60)) for k, text in zip("ab", pair, strict=True)]
-    monkeypatch.setattr("paleotrain.unique.near_duplicates", lambda *_: [])
-    monkeypatch.setattr("paleotrain.unique.equal_runs", lambda *_: iter(()))
-    monkeypatch.setattr("paleotrain.unique.OVERLAP", 2.0)
+    monkeypatch.setattr("paleotrain.data.corpus_writer.near_duplicates", lambda *_: [])
+    monkeypatch.setattr("paleotrain.data.corpus_writer.equal_runs", lambda *_: iter(()))
+    monkeypatch.setattr("paleotrain.data.corpus_writer.OVERLAP", 2.0)
     done = prepared(sources=[str(write_jsonl(tmp_path / "planted.jsonl", lines))], name="own", test_fraction=.3)
     assert done.claims["near_copies"]["verdict"] == "FAIL" and done.claims["near_copies"]["value"] > 3 and done.claims["overlap"]["verdict"] == "FAIL"
 
@@ -289,7 +291,7 @@ def test_one_domain_without_training_is_enough_to_refuse(prepared, tmp_path):
 # Controls
 
 def test_controls_from_the_environment(prepared, tmp_path, monkeypatch):
-    from paleotrain.download import from_environment
+    from paleotrain.data.download import from_environment
     path = write_jsonl(tmp_path / "text.jsonl", [{"doc_id": f"d{i}", "title": f"Bed {i}", "text": prose(i, 40)} for i in range(80)])
     monkeypatch.setenv("MAX_DOCS_PER_SOURCE", "30")
     monkeypatch.setenv("MAX_SFT_PER_DOMAIN", "12")
@@ -314,7 +316,7 @@ def test_a_missing_source_is_an_error_or_by_choice_a_warning(prepared, tmp_path,
     assert done.all("bare") == [] and read_json(done.data / "corpus/bare/manifest.json")["files"][0]["documents"] == 0
     assert (done.data / "sft/bare/train.jsonl").read_text() == ""
     done.run.update(run_id="x", hardware={}, config={})
-    from paleotrain.report_prepare import corpora_table
+    from paleotrain.report.prepare import corpora_table
     assert "bare" in corpora_table(read_run(done.folder))
 
 

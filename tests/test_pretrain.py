@@ -43,13 +43,13 @@ def test_tiny_base_is_what_its_card_says():
 def test_tiny_base_beats_half_of_a_unigram_model_on_real_text():
     import pytest
 
-    from paleotrain.core import load_settings
-    from paleotrain.dapt import evaluation_windows
-    from paleotrain.corpus import load_splits
-    from paleotrain.metrics import score, unigram_scores
-    from paleotrain.models import load_mlm
-    from paleotrain.intervals import compare
-    from paleotrain.plan import TrainConfig
+    from paleotrain.core.settings import load_settings
+    from paleotrain.phases.dapt import evaluation_windows
+    from paleotrain.data.splits import load_splits
+    from paleotrain.evaluation.pseudo_likelihood import score, unigram_scores
+    from paleotrain.models.masked import load_mlm
+    from paleotrain.evaluation.intervals import compare
+    from paleotrain.training.plan import TrainConfig
     settings = load_settings()
     text = settings.corpora / "general/wikitext2_test.txt"
     if not text.exists(): pytest.skip("no real text: general/wikitext2_test.txt")

@@ -20,8 +20,8 @@ def saved_base(place: Path, seed: int = 0, **config) -> Path:
     """A Llama of two narrow layers with a character tokenizer, as a plain folder."""
     import torch
 
-    from paleotrain.causal import Shape, new_causal
-    from paleotrain.tokenizer import train_tokenizer
+    from paleotrain.models.causal import Shape, new_causal
+    from paleotrain.tokenizers.train import train_tokenizer
     text = "what is the river of ice number? it is wide and blue, it was cut.\n Answer yes, no or maybe 0123456789"
     tokenizer = train_tokenizer("character", [text], 80, min_frequency=1)
     torch.manual_seed(seed)
@@ -122,11 +122,11 @@ print(repr(tokenizer.decode(written)))"""
 
 
 ADAPTED = """
-from paleotrain import qlora
-from paleotrain.core import load_settings
-from paleotrain.domain_sets import QloraConfig
-from paleotrain.qlora_judge import judge_qlora
-from paleotrain.starting import open_run
+from paleotrain.phases import qlora
+from paleotrain.core.settings import load_settings
+from paleotrain.phases.qlora import QloraConfig
+from paleotrain.phases.qlora import judge_qlora
+from paleotrain.runs.session import open_run
 settings = load_settings()
 run, config = open_run("qlora", QloraConfig, given, settings)
 data = qlora.prepare(run, config, settings)
@@ -169,12 +169,12 @@ def test_the_first_step_is_that_of_trl(runs, given, tmp_path, monkeypatch):
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from paleotrain import qlora
-    from paleotrain.adapters import lora_weights
-    from paleotrain.core import load_settings
-    from paleotrain.domain_sets import QloraConfig
-    from paleotrain.loop import RunCallback
-    from paleotrain.starting import open_run
+    from paleotrain.phases import qlora
+    from paleotrain.models.lora import lora_weights
+    from paleotrain.core.settings import load_settings
+    from paleotrain.phases.qlora import QloraConfig
+    from paleotrain.training.callbacks import RunCallback
+    from paleotrain.runs.session import open_run
     prepared(tmp_path / "data", "rivers", (8, 24, 24))
     settings, found = load_settings(), {}
     given |= {"max_steps": 1, "lora_dropout": 0.0, "gradient_checkpointing": False, "optim": "adamw_torch", "max_grad_norm": 1e9}
@@ -219,12 +219,12 @@ def test_every_lora_gradient_is_that_of_the_dequantised_model(given, tmp_path):
     """The adapter's own batch and loss on a saved base, against plain float32 layers of the same weights, before and after an evaluation."""
     import torch
 
-    from paleotrain.adapters import attach, lora_weights
-    from paleotrain.chat import add_plain
-    from paleotrain.chunked_loss import use_chunked_loss
-    from paleotrain.conversations import Conversation
-    from paleotrain.examples import encode, nats_per_token, padded_batch
-    from paleotrain.four_bit import agreement, dequantised, load_base
+    from paleotrain.models.lora import attach, lora_weights
+    from paleotrain.chat.template import add_plain
+    from paleotrain.models.losses import use_chunked_loss
+    from paleotrain.chat.template import Conversation
+    from paleotrain.training.examples import encode, nats_per_token, padded_batch
+    from paleotrain.models.quantized import agreement, dequantised, load_base
     loaded = load_base(given["base_model"], "cpu", "nf4", "fp32")
     add_plain(loaded.tokenizer)
     rows = [json.loads(line) for line in (tmp_path / "data/sft/rivers/train.jsonl").read_text().split("\n") if line]
@@ -273,7 +273,7 @@ BAD = [no_data, other_layout, not_causal, no_such_layer, quantised_already, too_
 @pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.__name__)
 def test_bad_input_ends_in_one_line(runs, given, tmp_path, bad):
     """One line that names the place, what was found and what to do, before a step is made."""
-    from paleotrain.core import UserError
+    from paleotrain.core.settings import UserError
     values, said = bad(given, tmp_path)
     with pytest.raises(UserError) as told: exec(ADAPTED, {"given": values})
     assert said in str(told.value) and "\n" not in str(told.value) and "; " in str(told.value)
@@ -289,8 +289,8 @@ def test_a_merge_without_disk_is_refused_before_a_model_loads(given, tmp_path):
     """A tmpfs would need rights: the free space is said to be nothing."""
     from unittest.mock import patch
 
-    from paleotrain.adapters import check_room
-    from paleotrain.core import UserError
+    from paleotrain.training.adapters import check_room
+    from paleotrain.core.settings import UserError
     nothing = type("usage", (), {"free": 10 ** 6})
     with patch.object(shutil, "disk_usage", lambda _: nothing), pytest.raises(UserError, match="0.0 GB free where the merged model takes 2.0 GB"):
         check_room(tmp_path / "merged/model", 2 * 2 ** 30)
@@ -314,10 +314,10 @@ def test_a_killed_chain_goes_on_inside_its_adapter(runs, given, tmp_path):
 
 def test_real_domains_have_questions_with_a_key():
     """The prepared sets, where they are: splits by the group's hash, and questions whose answer stands among their options."""
-    from paleotrain.choices import questions_of
-    from paleotrain.core import load_settings
-    from paleotrain.documents import ReadReport
-    from paleotrain.domain_sets import read_splits
+    from paleotrain.evaluation.multiple_choice import questions_of
+    from paleotrain.core.settings import load_settings
+    from paleotrain.data.readers import ReadReport
+    from paleotrain.phases.qlora import read_splits
     settings = load_settings()
     there = [name for name in ("debate", "medicine", "ecology", "education") if (settings.data / f"sft/{name}/test.jsonl").is_file()]
     if not there: pytest.skip("data/sft is not here: paleotrain run prepare --preset prepare_all")

@@ -14,10 +14,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from paleotrain.conversations import read_conversations
-from paleotrain.core import UserError, load_settings
-from paleotrain.documents import ReadReport, expand, read_documents
-from paleotrain.sources import plain_source, read_records, read_source, source_files
+from paleotrain.chat.conversations import read_conversations
+from paleotrain.core.settings import UserError, load_settings
+from paleotrain.data.readers import ReadReport, expand, read_documents
+from paleotrain.data.sources import plain_source, read_records, read_source, source_files
 
 SETTINGS = load_settings()
 BIG = 2**128 - 9 # no 64 bits hold it, and no float tells it from its neighbours

@@ -7,13 +7,13 @@ import torch
 from conftest import ROOT, events, useless_model
 from test_bad_input import GOOD, prepared, written
 
-from paleotrain import recovery
-from paleotrain.batches import tokenizer_hash
-from paleotrain.corpus import count_words
-from paleotrain.dapt import NO_HEAD, load_base
-from paleotrain.models import load_mlm
-from paleotrain.recovery import recovered
-from paleotrain.runs import Interrupted
+from paleotrain.phases import recovery
+from paleotrain.tokenizers.encode import tokenizer_hash
+from paleotrain.data.words import count_words
+from paleotrain.phases.dapt import NO_HEAD, load_base
+from paleotrain.models.masked import load_mlm
+from paleotrain.phases.recovery import recovered
+from paleotrain.runs.directory import Interrupted
 
 SHORT = {"terms": None, "max_seq_length": 64, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "eval_words": 20, "test_words": 20}
 BATCH = 8 * 64 # tokens at most
@@ -157,7 +157,7 @@ def test_general_text_that_is_domain_text_decides_nothing_on_forgetting(tmp_path
 
 @pytest.mark.parametrize(("role", "claims"), [("corpus", ["domain", "rare_terms"]), ("general", ["general"])])
 def test_a_base_that_was_trained_on_the_text_it_is_judged_by_decides_nothing(role, claims, base, tmp_path, capsys):
-    from paleotrain.core import sha256_file, write_json
+    from paleotrain.core.files import sha256_file, write_json
     given = {"corpus": written(tmp_path, "c.jsonl", "\n".join(GOOD)), "general": written(tmp_path, "g.jsonl", "\n".join(ENGLISH))}
     write_json(Path(base) / "manifest.json", {"inputs": [{"sha256": sha256_file(Path(given[role])), "splits": ["train"]}]})
     _, _, data, _ = prepared(tmp_path, base_model=base, **{name: [path] for name, path in given.items()})

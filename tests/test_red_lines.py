@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from paleotrain.answers import answer, score_answers
-from paleotrain.causal import Shape, new_causal
-from paleotrain.chat import add_chat, render, weigh_tags
-from paleotrain.core import set_seed
-from paleotrain.instructions import Item
-from paleotrain.red_lines import ADVICE, RedLines, crossed, crossings
-from paleotrain.tokenizer import train_tokenizer
+from paleotrain.evaluation.answers import answer, score_answers
+from paleotrain.models.causal import Shape, new_causal
+from paleotrain.chat.template import add_chat, render, weigh_tags
+from paleotrain.core.files import set_seed
+from paleotrain.chat.instructions import Item
+from paleotrain.evaluation.red_lines import ADVICE, RedLines, crossed, crossings
+from paleotrain.tokenizers.train import train_tokenizer
 
 LIMITS = RedLines(after_steps=150) # the other lines at their defaults; the task is learnt in 100 steps at most
 WORDS = sorted({a + b + c for a in "bdfgklmnrs" for b in ("a", "e", "o") for c in ("lm", "nt", "rk", "st")})[:100]

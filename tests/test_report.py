@@ -11,16 +11,16 @@ import pytest
 from filelock import FileLock
 
 from conftest import HOSTILE, ROOT, examples, page_of
-from paleotrain.journal import VERDICTS, read_run
-from paleotrain.report import BADGES, render_report
-from paleotrain.report_terminal import claims_table, compare_runs
+from paleotrain.report.record import VERDICTS, read_run
+from paleotrain.report.masked import BADGES, render_report
+from paleotrain.report.terminal import claims_table, compare_runs
 
 SECTIONS = ["Verdicts", "Before and after", "Curves", "Terms", "Samples", "Oddities", "Data", "Parameters", "Limits", "Environment", "Repeat", "Glossary"]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = examples("14_journal")["example_run"](tmp_path_factory.mktemp("whole"))
+    folder: Path = examples("10_report/01_record")["example_run"](tmp_path_factory.mktemp("whole"))
     render_report(folder)
     return folder
 
@@ -78,7 +78,7 @@ def test_page_is_small_and_asks_for_nothing(whole: Path) -> None:
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
-    names = examples("14_journal")
+    names = examples("10_report/01_record")
     folder = names["example_run"](tmp_path)
     spoilt = names["example_manifest"]()
     for key in ("title", "command", "baseline"): spoilt[key] = HOSTILE
@@ -107,7 +107,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 
 
 def test_interrupted_run_shows_what_it_has(tmp_path: Path) -> None:
-    folder = examples("14_journal")["example_run"](tmp_path)
+    folder = examples("10_report/01_record")["example_run"](tmp_path)
     set_manifest(folder, terminal=None)
     claims = [{k: c[k] for k in ("id", "statement", "metric", "criterion", "threshold", "unit")} | {"verdict": "NOT RUN"}
               for c in json.loads((folder / "claims.json").read_text())]
@@ -122,7 +122,7 @@ def test_interrupted_run_shows_what_it_has(tmp_path: Path) -> None:
 
 
 def test_running_and_failed_are_told_apart(tmp_path: Path) -> None:
-    folder = examples("14_journal")["example_run"](tmp_path)
+    folder = examples("10_report/01_record")["example_run"](tmp_path)
     set_manifest(folder, terminal=None)
     with FileLock(folder / "writer.lock"):
         assert read_run(folder).status == "running"
@@ -152,7 +152,7 @@ def test_bare_manifest_and_broken_files(tmp_path: Path) -> None:
     ("checkpoints/step-000800/checkpoint.json", "5", "1 of 1 entries cannot be read"),
 ])
 def test_damage_is_named_under_limits(tmp_path: Path, name: str, text: str, said: str) -> None:
-    folder = examples("14_journal")["example_run"](tmp_path)
+    folder = examples("10_report/01_record")["example_run"](tmp_path)
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(text)
     page = render_report(folder).read_text(encoding="utf-8")
@@ -164,7 +164,7 @@ def test_damage_is_named_under_limits(tmp_path: Path, name: str, text: str, said
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
-    folder = examples("14_journal")["example_run"](tmp_path)
+    folder = examples("10_report/01_record")["example_run"](tmp_path)
     attempts = json.loads((folder / "manifest.json").read_text())["attempts"]
     set_manifest(folder, terminal=None, attempts=attempts[:1])
     with (folder / "events.jsonl").open("a") as file: file.write('\n{"kind": "status", "step": 1800, "status": "interrupted", "reason": "Ctrl-C"}\n')
@@ -175,7 +175,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_rare_terms_are_shown_in_bits(tmp_path: Path) -> None:
-    folder = examples("14_journal")["example_run"](tmp_path)
+    folder = examples("10_report/01_record")["example_run"](tmp_path)
     claims = json.loads((folder / "claims.json").read_text())
     change = {name: value / 6.36e13 - 1 for name, value in (("change", 1.97e6), ("change_low", 1.2e6), ("change_high", 3.1e6))}
     found = dict(baseline=6.36e13, value=1.97e6, low=1.2e6, high=3.1e6, **change)
@@ -188,7 +188,7 @@ def test_rare_terms_are_shown_in_bits(tmp_path: Path) -> None:
 
 
 def test_an_older_run_without_the_fields_of_claims(tmp_path: Path) -> None:
-    folder = examples("14_journal")["example_run"](tmp_path)
+    folder = examples("10_report/01_record")["example_run"](tmp_path)
     old = [{k: v for k, v in c.items() if k not in ("about", "pair", "units", "points_to")} for c in json.loads((folder / "claims.json").read_text())]
     (folder / "claims.json").write_text(json.dumps(old))
     for name in ("states", "changes"): (folder / f"tables/{name}.csv").unlink()
@@ -198,7 +198,7 @@ def test_an_older_run_without_the_fields_of_claims(tmp_path: Path) -> None:
 
 
 def test_a_wrong_path_is_no_failed_training(tmp_path: Path) -> None:
-    about = examples("14_journal")["example_manifest"]()
+    about = examples("10_report/01_record")["example_manifest"]()
     known = {name: about[name] for name in ("run_id", "phase", "command", "created", "config", "hardware", "seeds")}
     wrong = {"status": "failed", "reason": "UserError: none.txt: no such file or folder; check the path", "steps": 0}
     (tmp_path / "manifest.json").write_text(json.dumps(known | {"terminal": wrong}))
@@ -235,9 +235,9 @@ def test_a_report_that_cannot_be_made_leaves_the_old_one(whole: Path, tmp_path: 
 
 def test_as_a_subprocess(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"run_id": "dapt-x"}')
-    done = subprocess.run([sys.executable, "-m", "paleotrain.report", tmp_path], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "paleotrain.report.masked", tmp_path], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == str(tmp_path.resolve() / "report.html") and done.stderr == ""
-    wrong = subprocess.run([sys.executable, "-m", "paleotrain.report", tmp_path / "none"], capture_output=True, text=True)
+    wrong = subprocess.run([sys.executable, "-m", "paleotrain.report.masked", tmp_path / "none"], capture_output=True, text=True)
     assert wrong.returncode == 2 and wrong.stderr.strip().endswith("paleotrain runs lists them") and "Traceback" not in wrong.stderr
 
 

@@ -1,4 +1,4 @@
-"""The report of a model from scratch, end to end: the invented run of 15_report_causal in every state, rendered by report_causal.ipynb and read back."""
+"""The report of a model from scratch, end to end: the invented run of 10_report/07_causal in every state, rendered by report_causal.ipynb and read back."""
 import csv
 import json
 import re
@@ -10,16 +10,16 @@ import pytest
 from filelock import FileLock
 
 from conftest import HOSTILE, examples, page_of
-from paleotrain.journal import NARROW, read_run
-from paleotrain.report import render_report
-from paleotrain.report_terminal import claims_table, compare_runs
+from paleotrain.report.record import NARROW, read_run
+from paleotrain.report.masked import render_report
+from paleotrain.report.terminal import claims_table, compare_runs
 
 SECTIONS = ["Verdicts", "Curves", "Scores", "Samples", "Oddities", "Model", "Data", "Parameters", "Limits", "Environment", "Repeat", "Glossary"]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = examples("15_report_causal")["causal_run"](tmp_path_factory.mktemp("whole"))
+    folder: Path = examples("10_report/07_causal")["causal_run"](tmp_path_factory.mktemp("whole"))
     render_report(folder)
     return folder
 
@@ -35,11 +35,11 @@ def set_manifest(folder: Path, **entries: Any) -> None:
 
 def halfway(folder: Path) -> Path:
     "The invented run as it stands after 800 steps: nothing judged, no tables, no samples of a chosen checkpoint."
-    examples("15_report_causal")["causal_run"](folder)
+    examples("10_report/07_causal")["causal_run"](folder)
     set_manifest(folder, terminal=None)
     lines = [line for line in (folder / "events.jsonl").read_text().split("\n") if line and json.loads(line)["step"] <= 800]
     (folder / "events.jsonl").write_text("\n".join(lines) + "\n")
-    promised = examples("15_report_causal")["causal_claims"]()
+    promised = examples("10_report/07_causal")["causal_claims"]()
     claims = [{k: c[k] for k in ("id", "statement", "metric", "criterion", "threshold", "unit")} | {"verdict": "NOT RUN"} for c in promised]
     (folder / "claims.json").write_text(json.dumps(claims))
     shutil.rmtree(folder / "tables"); (folder / "samples.jsonl").unlink()
@@ -121,7 +121,7 @@ def test_one_that_has_only_begun(tmp_path: Path) -> None:
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
-    names = examples("15_report_causal")
+    names = examples("10_report/07_causal")
     folder = names["causal_run"](tmp_path)
     manifest = names["causal_manifest"]()
     manifest["parent"] |= {"model": HOSTILE, "family": HOSTILE, "shape": {HOSTILE: 3}}

@@ -1,4 +1,4 @@
-"""The reports of chat training, end to end: the invented chain of 15_report_chat in every state, by report_sft.ipynb and report_curriculum.ipynb."""
+"""The reports of chat training, end to end: the invented chain of 10_report/14_chat in every state, by report_sft.ipynb and report_curriculum.ipynb."""
 import json
 import re
 from pathlib import Path
@@ -8,10 +8,10 @@ import pytest
 from filelock import FileLock
 
 from conftest import HOSTILE, examples, page_of, sections, table
-from paleotrain import report_curriculum
-from paleotrain.journal import NARROW, read_run
-from paleotrain.red_lines import ADVICE
-from paleotrain.report import render_report
+from paleotrain.report import curriculum as report_curriculum
+from paleotrain.report.record import NARROW, read_run
+from paleotrain.evaluation.red_lines import ADVICE
+from paleotrain.report.masked import render_report
 
 SFT = ["Verdicts", "Before and after", "Curves", "Scores", "Failures", "Red lines", "Oddities", "Data", "Parameters", "Limits",
        "Environment", "Repeat", "Glossary"]
@@ -21,7 +21,7 @@ CHAIN = ["Verdicts", "Reference prompts", "Forgetting", "Phases", "Kinds of prom
 
 def made(kind: str, folder: Path, **given: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    run: Path = examples("15_report_chat")[f"{kind}_run"](folder, **given)
+    run: Path = examples("10_report/14_chat")[f"{kind}_run"](folder, **given)
     return run
 
 
@@ -143,7 +143,7 @@ def test_a_missed_gate_and_damaged_files(tmp_path: Path) -> None:
 
 
 def test_prompts_without_one_right_answer_are_neither_right_nor_wrong(tmp_path: Path) -> None:
-    folder = examples("15_report_chat")["without_answers"](made("sft", tmp_path))
+    folder = examples("10_report/14_chat")["without_answers"](made("sft", tmp_path))
     page = render_report(folder).read_text(encoding="utf-8")
     assert "None of its 600 prompts has a single right answer; 100.0 % of the answers are well formed" in lead(page) and "exactly" not in lead(page)
     assert "None of these prompts has one right answer" in page and "no prompt of it has one right answer" in words(part(page, "Failures"))
@@ -184,7 +184,7 @@ def test_one_that_has_only_begun(kind: str, expected: list[str], tmp_path: Path)
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
-    names = examples("15_report_chat")
+    names = examples("10_report/14_chat")
     folder = made("chain", tmp_path)
     inner = folder / "phases/knowledge"
     samples = [{"prompt": HOSTILE, "expected": HOSTILE, "answers": {HOSTILE: HOSTILE, "knowledge": "x" + HOSTILE}}]

@@ -1,4 +1,4 @@
-"""The reports of domain adapters, end to end: the invented runs of 15_report_compare in every state, by report_qlora.ipynb and report_domains.ipynb."""
+"""The reports of domain adapters, end to end: the invented runs of 10_report/18_compare in every state, by report_qlora.ipynb and report_domains.ipynb."""
 import csv
 import html
 import json
@@ -10,9 +10,10 @@ import pytest
 from filelock import FileLock
 
 from conftest import HOSTILE, examples, page_of, sections
-from paleotrain import report_compare, report_domains
-from paleotrain.journal import NARROW, number, percent, read_run
-from paleotrain.report import render_report
+from paleotrain.report import compare as report_compare
+from paleotrain.report import domains as report_domains
+from paleotrain.report.record import NARROW, number, percent, read_run
+from paleotrain.report.masked import render_report
 
 QLORA = ["Verdicts", "Before and after", "Elsewhere", "Questions with a key", "Samples", "Curves", "Oddities", "Adapter", "Data", "Parameters", "Limits",
          "Environment", "Repeat", "Glossary"]
@@ -23,7 +24,7 @@ NAMES = ["medicine", "ecology", "education", "debate"]
 
 def made(kind: str, folder: Path, *given: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    run: Path = examples("15_report_compare")[f"{kind}_run"](folder, *given)
+    run: Path = examples("10_report/18_compare")[f"{kind}_run"](folder, *given)
     return run
 
 
@@ -201,7 +202,7 @@ def test_tables_of_headings_alone_and_a_damaged_file(tmp_path: Path) -> None:
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
-    write_rows = examples("15_report_compare")["write_rows"]
+    write_rows = examples("10_report/18_compare")["write_rows"]
     folder = made("domains", tmp_path)
     inner = folder / "adapters/medicine"
     for place, table, columns in ((folder, "cross", ("adapter", "set")), (folder, "domains", ("domain", "verdict", "reused_from")), (inner, "losses", ("set",)),

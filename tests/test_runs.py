@@ -4,20 +4,19 @@ import json
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
-from conftest import here
+from conftest import ROOT, here
 
-from paleotrain.core import write_json
-from paleotrain.runs import Run, derive_status, read_events
-from paleotrain.starting import described, resume_run
+from paleotrain.core.files import write_json
+from paleotrain.runs.directory import Run, derive_status, read_events
+from paleotrain.runs.session import described, resume_run
 
 
 @pytest.fixture
 def stopped(runs):
     """A run of generating that was killed in the midst of a line, and the configuration it has."""
-    from paleotrain.configurations import GenerateConfig
+    from paleotrain.core.configurations import GenerateConfig
     folder = runs / "generate-1"
     write_json(folder / "request.json", {})
     run = Run(folder)
@@ -78,7 +77,7 @@ import psutil
 ctypes.CDLL(None).prctl(36, 1) # PR_SET_CHILD_SUBREAPER: orphans come here, and not to process 1
 starter = f'''
 import os, subprocess, sys
-from paleotrain.cli import starting
+from paleotrain.app.cli import starting
 command = starting([sys.executable, "-m", "ipykernel_launcher", "-f", {sys.argv[1]!r}])
 kernel = subprocess.Popen(command, env=os.environ | dict(JPY_PARENT_PID=str(os.getpid())))
 print(kernel.pid, flush=True)
@@ -105,9 +104,10 @@ def test_a_kernel_ends_with_the_command_that_started_it_below_another_reaper(tmp
 
 def parameters(*words: str) -> dict:
     """What the run notebook gets of `paleotrain run`, as its configuration has it."""
-    from paleotrain.cli import given_values, make_parser
-    from paleotrain.configurations import CONFIGURATIONS
-    from paleotrain.core import load_settings, validated
+    from paleotrain.app.cli import given_values, make_parser
+    from paleotrain.core.configurations import CONFIGURATIONS
+    from paleotrain.core.settings import load_settings
+    from paleotrain.core.config import validated
     arguments = make_parser(load_settings()).parse_args(["run", *words])
     values = given_values(arguments)
     config = validated(CONFIGURATIONS[arguments.phase], {name: value for name, value in values.items() if name not in ("preset", "resume")})
@@ -137,8 +137,8 @@ def test_lines_come_from_yaml_and_not_from_backslashes(tmp_path):
     (("generate", "prompt", 42), "42"), (("generate", "prompt", .5), "0.5"), (("pretrain", "prompts", 42), ["42"]), (("generate", "stop", 5), ["5"]),
     (("dapt", "tracker_tags", ["a", 1]), ["a", "1"])])
 def test_what_papermill_made_a_number_of_is_text_again_where_only_one_thing_can_have_been_typed(given, taken):
-    from paleotrain.configurations import CONFIGURATIONS
-    from paleotrain.core import validated
+    from paleotrain.core.configurations import CONFIGURATIONS
+    from paleotrain.core.config import validated
     phase, name, value = given
     assert getattr(validated(CONFIGURATIONS[phase], {name: value}), name) == taken
 
@@ -150,8 +150,9 @@ def test_what_papermill_made_a_number_of_is_text_again_where_only_one_thing_can_
     (("tokenizer", "kind", ["bpe", "words"]), "kind is: kinds"), (("prepare", "languages", ["en", None]), "languages is: languages to keep"),
     (("scaling", "rungs", [None]), "rungs is: family, tokenizer and size")])
 def test_where_the_spelling_is_lost_or_an_item_is_wrong_the_line_says_what_to_write(given, fix):
-    from paleotrain.configurations import CONFIGURATIONS
-    from paleotrain.core import UserError, validated
+    from paleotrain.core.configurations import CONFIGURATIONS
+    from paleotrain.core.settings import UserError
+    from paleotrain.core.config import validated
     phase, name, value = given
     with pytest.raises(UserError) as said: validated(CONFIGURATIONS[phase], {name: value})
     assert fix in str(said.value) and "see the presets" not in str(said.value)
@@ -204,8 +205,8 @@ def test_whatever_the_command_says_is_said_on_any_terminal(spoken, encoding, wor
 
 def test_every_sign_of_the_library_has_a_plain_one():
     """Letters are written by their number; a sign that is printed has to have a counterpart."""
-    from paleotrain import journal
-    for name in ("checks", "cli", "doctor", "journal", "loop", "memory", "report", "report_terminal", "runs", "starting", "summary"):
-        source = Path(journal.__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+    for name in ("app/checks", "app/cli", "app/doctor", "models/memory", "report/masked", "report/record", "report/summary", "report/terminal",
+                 "runs/directory", "runs/session", "training/callbacks"):
+        source = (ROOT / f"paleotrain/{name}.py").read_text(encoding="utf-8")
         texts = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
         for sign in {sign for text in texts for sign in text if not sign.isalnum()}: assert b"\\u" not in sign.encode("ascii", "plain"), (name, sign)

@@ -1,8 +1,9 @@
 """What ships as data: enough documents, and a term list whose every term occurs in them."""
 from conftest import ROOT
 
-from paleotrain.corpus import find_terms, load_splits, read_terms, term_pattern
-from paleotrain.core import load_settings
+from paleotrain.data.terms import find_terms, read_terms, term_pattern
+from paleotrain.data.splits import load_splits
+from paleotrain.core.settings import load_settings
 
 
 def test_sample_documents_and_terms():

@@ -87,7 +87,7 @@ def test_a_killed_ladder_goes_on_inside_its_rung(runs):
     """kill -9 while the second rung trains: the first is left alone, the second goes on from its checkpoint, the third follows."""
     long = MICRO | {"rungs": "llama bpe 15k;llama bpe 40k", "tokens": 30_000, "evaluations": 6}
     folder = killed_at("*/rungs/llama-bpe-40k/checkpoints/step-*[1-9]*/checkpoint.json", runs, "run", "scaling", *options(long))
-    from paleotrain.runs import derive_status
+    from paleotrain.runs.directory import derive_status
     for child in (folder, folder / "rungs/llama-bpe-40k"): assert derive_status(child) == "interrupted"
     first = (folder / "rungs/llama-bpe-15k/manifest.json").read_bytes()
     done = here("run", "scaling", "--resume", folder.name)
@@ -107,9 +107,9 @@ def test_a_killed_ladder_goes_on_inside_its_rung(runs):
 ])
 def test_bad_ladders_are_refused_in_one_line(runs, given, said):
     """In process: the command adds nothing but seconds."""
-    from paleotrain.core import UserError, load_settings
-    from paleotrain.scaling import ScalingConfig, prepare_ladder
-    from paleotrain.starting import leave_run, open_run
+    from paleotrain.core.settings import UserError, load_settings
+    from paleotrain.phases.scaling import ScalingConfig, prepare_ladder
+    from paleotrain.runs.session import leave_run, open_run
     with pytest.raises(UserError, match=re.escape(said)):
         run, config = open_run("scaling", ScalingConfig, MICRO | given, load_settings())
         prepare_ladder(run, config, load_settings())

@@ -29,13 +29,13 @@ def test_gradients_of_accumulated_batches_equal_one_batch(family, tmp_path):
     import torch
     from transformers import TrainerCallback
 
-    from paleotrain.batches import batch_loader
-    from paleotrain.causal import Shape, new_causal, use_causal_loss
-    from paleotrain.loop import Tally
-    from paleotrain.plan import TrainConfig
-    from paleotrain.stream import Contexts, next_token_batch
-    from paleotrain.tokenizer import train_tokenizer
-    from paleotrain.training import make_trainer, training_arguments
+    from paleotrain.training.batches import batch_loader
+    from paleotrain.models.causal import Shape, new_causal, use_causal_loss
+    from paleotrain.training.callbacks import Tally
+    from paleotrain.training.plan import TrainConfig
+    from paleotrain.training.stream import Contexts, next_token_batch
+    from paleotrain.tokenizers.train import train_tokenizer
+    from paleotrain.training.trainer import make_trainer, training_arguments
     tokenizer = train_tokenizer("character", ["abcdefgh \n"], 20, min_frequency=1)
     stream = np.random.default_rng(0).integers(0, len(tokenizer), 600).astype(np.uint16)
 
@@ -59,10 +59,10 @@ def test_gradients_of_accumulated_batches_equal_one_batch(family, tmp_path):
 
 
 FAMILIES_TRAINED = """
-from paleotrain import pretrain_causal as phase
-from paleotrain.core import load_settings
-from paleotrain.pretrain import PretrainConfig
-from paleotrain.starting import open_run
+from paleotrain.phases import pretrain_causal as phase
+from paleotrain.core.settings import load_settings
+from paleotrain.phases.pretrain import PretrainConfig
+from paleotrain.runs.session import open_run
 settings = load_settings()
 for family, resume in given.pop("families").items():
     run, config = open_run("pretrain", PretrainConfig, {"resume": resume} if resume else given | {"family": family}, settings)
@@ -124,10 +124,10 @@ def test_bad_input_ends_in_one_line(runs, text, tmp_path, monkeypatch, changes, 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (tmp_path / "LATIN.txt").write_bytes("Größe\n".encode("latin-1") * 400)
     (tmp_path / "EMPTY.txt").write_bytes(b"")
-    from paleotrain import pretrain_causal as phase
-    from paleotrain.core import UserError, load_settings
-    from paleotrain.pretrain import PretrainConfig
-    from paleotrain.starting import open_run
+    from paleotrain.phases import pretrain_causal as phase
+    from paleotrain.core.settings import UserError, load_settings
+    from paleotrain.phases.pretrain import PretrainConfig
+    from paleotrain.runs.session import open_run
     if "corpus" in changes: changes = changes | {"corpus": str(tmp_path / f"{changes['corpus']}.txt")}
     settings = load_settings()
     run, config = open_run("pretrain", PretrainConfig, TINY | {"corpus": str(text), "family": "llama"} | changes, settings)

@@ -9,17 +9,21 @@ import torch
 from conftest import ROOT, events, here, only_run, options
 from transformers import AutoTokenizer
 
-from paleotrain import batches, filters, metrics
-from paleotrain.core import load_settings
-from paleotrain.corpus import count_words, load_splits, split_words, term_pattern, weighed
-from paleotrain.documents import Document
-from paleotrain.duplicates import _BASE, jaccard, shingles, word_hashes
-from paleotrain.filters import EvaluationIndex, why_dropped
-from paleotrain.generate import sample_statistics
-from paleotrain.metrics import target_words, whole_tokens, word_windows
-from paleotrain.models import new_mlm
-from paleotrain.pretrain_causal import beginning
-from paleotrain.tokenizer import measure, train_tokenizer, train_unigram, unknown_characters
+from paleotrain.data import cleaning as filters
+from paleotrain.evaluation import pseudo_likelihood as metrics
+from paleotrain.training import masking as batches
+from paleotrain.core.settings import load_settings
+from paleotrain.data.words import count_words, split_words, weighed
+from paleotrain.data.splits import load_splits
+from paleotrain.data.terms import term_pattern
+from paleotrain.data.readers import Document
+from paleotrain.data.duplicates import _BASE, jaccard, shingles, word_hashes
+from paleotrain.data.cleaning import EvaluationIndex, why_dropped
+from paleotrain.evaluation.generation import sample_statistics
+from paleotrain.evaluation.pseudo_likelihood import target_words, whole_tokens, word_windows
+from paleotrain.models.masked import new_mlm
+from paleotrain.phases.pretrain_causal import beginning
+from paleotrain.tokenizers.train import measure, train_tokenizer, train_unigram, unknown_characters
 
 ANIMALS = ["三叶虫", "奇虾", "怪诞虫", "海口鱼", "抚仙湖虫", "云南虫", "昆明鱼", "微网虫", "马尔虫", "欧巴宾海蝎"]
 PARTS = ["眼睛", "附肢", "尾巴", "触角", "壳", "鳃"]

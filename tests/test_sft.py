@@ -21,9 +21,9 @@ def saved_base(place: Path, context: int = 64, tags: bool = False) -> Path:
     """A Llama of a few thousand parameters with a character tokenizer, as a plain folder."""
     import torch
 
-    from paleotrain.causal import Shape, new_causal
-    from paleotrain.chat import add_chat, weigh_tags
-    from paleotrain.tokenizer import train_tokenizer
+    from paleotrain.models.causal import Shape, new_causal
+    from paleotrain.chat.template import add_chat, weigh_tags
+    from paleotrain.tokenizers.train import train_tokenizer
     tokenizer = train_tokenizer("character", ["Say hello. Repeat blue and red. What is two and two? The river is wide."], 60, min_frequency=1)
     torch.manual_seed(0)
     model = new_causal("llama", tokenizer, Shape(32, 1, 2), context, dropout=0.1)
@@ -62,9 +62,9 @@ def later(given: dict, tmp_path: Path, base: str, **changes) -> dict:
 
 def phase(given: dict):
     """A phase up to its plan, in this process."""
-    from paleotrain import sft
-    from paleotrain.core import load_settings
-    from paleotrain.starting import open_run
+    from paleotrain.phases import sft
+    from paleotrain.core.settings import load_settings
+    from paleotrain.runs.session import open_run
     settings = load_settings()
     run, config = open_run("sft", sft.SftConfig, given, settings)
     try:
@@ -76,8 +76,8 @@ def phase(given: dict):
 
 
 def trained(*parts):
-    from paleotrain.sft import train_sft
-    from paleotrain.sft_judge import judge_sft
+    from paleotrain.phases.sft import train_sft
+    from paleotrain.phases.sft import judge_sft
     run, config, loaded, data, plan, mix, collate = parts
     done = train_sft(run, config, loaded, data, plan, mix, collate)
     return done, {claim["id"]: claim for claim in judge_sft(run, config, data, done)}
@@ -127,13 +127,13 @@ def test_gradients_of_accumulated_batches_equal_one_batch(room, tmp_path):
     import torch
     from transformers import TrainerCallback
 
-    from paleotrain.batches import batch_loader
-    from paleotrain.causal import load_causal, use_causal_loss
-    from paleotrain.conversations import Conversation
-    from paleotrain.examples import ExampleMix, encode, packed_batch, padded_batch
-    from paleotrain.loop import Tally
-    from paleotrain.plan import TrainConfig
-    from paleotrain.training import make_trainer, training_arguments
+    from paleotrain.training.batches import batch_loader
+    from paleotrain.models.causal import load_causal, use_causal_loss
+    from paleotrain.chat.template import Conversation
+    from paleotrain.training.examples import ExampleMix, encode, packed_batch, padded_batch
+    from paleotrain.training.callbacks import Tally
+    from paleotrain.training.plan import TrainConfig
+    from paleotrain.training.trainer import make_trainer, training_arguments
     base = saved_base(tmp_path / "base", tags=True)
     talks = [Conversation(f"c{n}", ({"role": "user", "content": f"Say {word}"}, {"role": "assistant", "content": word * (1 + n % 3)}), "toy", "", f"toy:{n}")
              for n, word in enumerate(WORDS[:80])]
@@ -160,10 +160,10 @@ def test_gradients_of_accumulated_batches_equal_one_batch(room, tmp_path):
 
 
 PHASE_TRAINED = """
-from paleotrain import sft
-from paleotrain.core import load_settings
-from paleotrain.sft_judge import judge_sft
-from paleotrain.starting import open_run
+from paleotrain.phases import sft
+from paleotrain.core.settings import load_settings
+from paleotrain.phases.sft import judge_sft
+from paleotrain.runs.session import open_run
 settings = load_settings()
 run, config = open_run("sft", sft.SftConfig, given, settings)
 data = sft.prepare(run, config, settings)
@@ -263,8 +263,8 @@ def test_a_mute_model_keeps_to_no_format(runs, given, tmp_path):
     """A base that only ever closes its turn: nothing that it says is well formed, and the first evaluation says so, which ends nothing before `after_steps`."""
     import torch
 
-    from paleotrain.causal import Shape, load_causal, new_causal
-    from paleotrain.chat import add_chat, closing_token, weigh_tags
+    from paleotrain.models.causal import Shape, load_causal, new_causal
+    from paleotrain.chat.template import add_chat, closing_token, weigh_tags
     tokenizer = load_causal(given["base_model"]).tokenizer
     model = new_causal("char_lstm", tokenizer, Shape(16, 1, 0), 64)
     add_chat(tokenizer); weigh_tags(model, tokenizer)
@@ -295,13 +295,13 @@ def test_a_mute_model_keeps_to_no_format(runs, given, tmp_path):
     ({"tag_prefix": "my PT"}, "tag_prefix: "),
 ])
 def test_bad_input_ends_in_one_line_before_a_weight_is_read(runs, given, tmp_path, monkeypatch, changes, said):
-    from paleotrain.core import UserError
+    from paleotrain.core.settings import UserError
     lesson(tmp_path / "long.jsonl", "Say", ["hello", "the river is wide " * 9], "long")
     lesson(tmp_path / "one.jsonl", "Say", ["hello"], "one")
     (tmp_path / "role.jsonl").write_text(json.dumps({"messages": [{"role": "robot", "content": "hello"}, {"role": "assistant", "content": "red"}]}) + "\n")
     (tmp_path / "other.json").write_text(json.dumps({"questions": ["Say hello"]}))
     files = {word.upper(): str(tmp_path / f"{word}.jsonl") for word in ("long", "one", "role")}
     files |= {"OTHER": str(tmp_path / "other.json"), "{data}": given["data"]}
-    monkeypatch.setattr("paleotrain.sft.load_causal", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("paleotrain.phases.sft.load_causal", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(UserError) as error: phase(given | {name: files.get(value, value) for name, value in changes.items()})
     assert said in str(error.value) and "\n" not in str(error.value)

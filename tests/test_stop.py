@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, SMALL, command, only_run
 from jupyter_client.manager import start_new_kernel
 
-from paleotrain.runs import checkpoints, derive_status, read_events
+from paleotrain.runs.directory import checkpoints, derive_status, read_events
 
 LINE = "stopping after this step; press stop again to stop at once"
 TRAINING = SMALL | {"max_steps": 400, "eval_steps": 200, "save_steps": 200}

@@ -5,11 +5,11 @@ from functools import cache
 import pytest
 from conftest import ROOT
 
-from paleotrain.core import UserError
-from paleotrain.corpus import Term, count_terms, find_terms, nowhere, read_terms, term_pattern
-from paleotrain.normalise import normalise
-from paleotrain.tokenizer import train_lossless_unigram, train_tokenizer
-from paleotrain.vocabulary import MARK, extend_tokenizer, fragmented, never_whole, why_not_whole, word_forms
+from paleotrain.core.settings import UserError
+from paleotrain.data.terms import Term, count_terms, find_terms, nowhere, read_terms, term_pattern
+from paleotrain.data.normalise import normalise
+from paleotrain.tokenizers.train import train_lossless_unigram, train_tokenizer
+from paleotrain.tokenizers.extend import MARK, extend_tokenizer, fragmented, never_whole, why_not_whole, word_forms
 
 WRITTEN = ["Ma’anshan", "tri\u00adlobite", "Burgess\u2011Shale", "ﬁeldspar", "δ13C &amp; δ18O", "cafe\u0301", "三\u200b叶虫", "small\u00a0 fauna", "‘Olenus’"]
 MEANT = ["Ma'anshan", "trilobite", "Burgess-Shale", "fieldspar", "δ13C & δ18O", "café", "三叶虫", "small fauna", "'Olenus'"]
@@ -113,7 +113,7 @@ def test_no_letter_ends_a_term_in_a_script_without_blanks():
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece"])
 def test_an_evaluation_takes_both_spellings_of_an_added_term_for_one(kind, tmp_path):
-    from paleotrain.evaluation import spellings
+    from paleotrain.evaluation.pseudo_likelihood import spellings
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables/fragmentation.csv").write_text("term,added\nWiwaxia,True\nthe,True\nAysheaia,False\n")
     new, added = extend_tokenizer(tokenizer(kind), ["Wiwaxia"])

@@ -7,9 +7,10 @@ import pytest
 import yaml
 from conftest import ROOT, command
 
-from paleotrain.core import Settings, UserError, load_settings, located, presets, read_preset
-from paleotrain.documents import expand
-from paleotrain.sources import read_source, source_files, sources
+from paleotrain.core.settings import Settings, UserError, load_settings, located
+from paleotrain.core.config import presets, read_preset
+from paleotrain.data.readers import expand
+from paleotrain.data.sources import read_source, source_files, sources
 
 
 @pytest.fixture

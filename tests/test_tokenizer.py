@@ -61,11 +61,11 @@ def test_without_terms_and_beside_a_given_one_of_the_same_name(runs, artifacts):
 
 
 def test_the_order_of_the_files_changes_nothing():
-    """Beside the same text in other processes, which 03_tokenizer tests."""
-    from paleotrain.core import load_settings
-    from paleotrain.corpus import load_splits
-    from paleotrain.tokenize import TrainingText
-    from paleotrain.tokenizer import KINDS, train_tokenizer
+    """Beside the same text in other processes, which 04_tokenizers/02_train tests."""
+    from paleotrain.core.settings import load_settings
+    from paleotrain.data.splits import load_splits
+    from paleotrain.phases.tokenizer import TrainingText
+    from paleotrain.tokenizers.train import KINDS, train_tokenizer
     files = ["data/sample/cambrian.jsonl", "data/sample/general.jsonl"]
     one, other = (TrainingText(load_splits(order, load_settings()), "order") for order in (files, files[::-1]))
     assert list(one) != list(other) and sorted(one) == sorted(other)
@@ -85,9 +85,9 @@ def test_what_cannot_be_trained_is_one_line(runs, artifacts, given, message):
 
 
 def test_empty_files_are_refused_before_anything_is_trained(runs, tmp_path):
-    from paleotrain.core import UserError, load_settings
-    from paleotrain.starting import leave_run, open_run
-    from paleotrain.tokenize import TokenizerConfig, prepare
+    from paleotrain.core.settings import UserError, load_settings
+    from paleotrain.runs.session import leave_run, open_run
+    from paleotrain.phases.tokenizer import TokenizerConfig, prepare
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "no_terms.csv").write_text("term,category\n")
     for given, message in (({"corpus": [str(tmp_path / "empty.txt")]}, r"corpus: no document for training: 0 read in 1 files \(empty.txt first\)"),

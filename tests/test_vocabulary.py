@@ -9,10 +9,10 @@ from conftest import ROOT
 from hypothesis import assume, given, settings as checks, strategies as st
 from test_hub import sentencepiece_model
 
-from paleotrain.batches import token_units
-from paleotrain.core import load_settings
-from paleotrain.corpus import read_terms, term_pattern
-from paleotrain.vocabulary import extend_tokenizer, extension_check
+from paleotrain.training.masking import token_units
+from paleotrain.core.settings import load_settings
+from paleotrain.data.terms import read_terms, term_pattern
+from paleotrain.tokenizers.extend import extend_tokenizer, extension_check
 
 CORPORA = load_settings().corpora
 GPT2 = CORPORA / "tokenizer"
@@ -111,7 +111,7 @@ def test_real_text(kind, terms):
 def test_from_a_sentencepiece_model_alone_with_spare_rows(tmp_path):
     import torch
     from transformers import AutoTokenizer
-    from paleotrain.models import extend_model, load_mlm, resize
+    from paleotrain.models.masked import extend_model, load_mlm, resize
     loaded = load_mlm(ROOT / "artifacts/tiny-base")
     (tmp_path / "spm.model").write_bytes(sentencepiece_model(loaded.tokenizer))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "DebertaV2Tokenizer", "vocab_type": "spm"}))
