@@ -111,7 +111,7 @@ def add_inputs(root: Path) -> None:
         phase["train"], phase["data"]["evaluation"], phase["data"]["max_examples"] = {}, 20, 200
         del phase["gates"]
     (root / "smallest.yaml").write_text(yaml.safe_dump(chain))
-    texts = [json.loads(line)["text"] for line in (root / "data/sample/general.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    texts = [next(row[name] for name in ("text", "norm_text", "raw_text") if row.get(name)) for row in rows(root / "data/sample/general.jsonl")]
     (root / "everyday.txt").write_text("\n\n".join(texts), encoding="utf-8")
 
 

@@ -73,14 +73,14 @@ def test_ruff_reads_notebooks():
 
 
 LOADED = """import importlib, sys
-importlib.import_module(sys.argv[1])
+for module in sys.argv[1:]: importlib.import_module(module)
 ours = [name for name in sys.modules if name.startswith("paleotrain.") and name.count(".") == 2]
 print(len(ours), *sorted({"torch", "matplotlib", "papermill"} & sys.modules.keys()))"""
 
 
-def loaded(module: str) -> list[str]:
-    """How many modules of ours an import brings along, and which heavy ones of others."""
-    return subprocess.run([sys.executable, "-c", LOADED, module], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
+def loaded(*modules: str) -> list[str]:
+    """How many modules of ours these bring along, and which heavy ones of others."""
+    return subprocess.run([sys.executable, "-c", LOADED, *modules], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
 
 
 def test_to_read_one_thing_few_modules_are_loaded():
@@ -89,4 +89,4 @@ def test_to_read_one_thing_few_modules_are_loaded():
         assert int(count) <= most, (module, count)
     assert loaded("paleotrain.chat.conversations")[1:] == []
     assert loaded("paleotrain.app.cli")[1:] == [] # so that --help answers in half a second
-    for chapter in (ROOT / "nbs/10_report").glob("[0-9]*.ipynb"): assert "torch" not in loaded(f"paleotrain.{house.module_of(chapter)}"), chapter
+    assert "torch" not in loaded(*(f"paleotrain.{house.module_of(chapter)}" for chapter in (ROOT / "nbs/10_report").glob("[0-9]*.ipynb")))
