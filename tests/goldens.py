@@ -36,7 +36,7 @@ COMMANDS = [ # every phase, masked and causal, each after what it needs
     f"run dapt {DAPT} -p control general", f"run dapt {DAPT} -p general None -p add_terms false",
     f"run pretrain --preset tiny_base -p corpus data/sample/general.jsonl -p test_files None {STEPS} {HIDDEN} -p vocab_size 400",
     f"run pretrain --preset pretrain_demo {TEXT}",
-    f"run pretrain -p corpus everyday.txt -p split position -p family lstm -p tokenizer character -p hidden_size 32 {TEXT}",
+    f"run pretrain -p corpus everyday.txt -p split position -p family char_lstm -p tokenizer character -p hidden_size 32 {TEXT}",
     "run generate --preset generate_demo -p max_new_tokens 8 -p num_sequences 2",
     "run evaluate --preset evaluate_demo -p max_documents 5 -p max_new_tokens 4",
     "run scaling --preset scaling_demo -p rungs 'llama bpe 0.15M;llama bpe 0.2M;gpt2 bpe 0.2M' -p tokens 8000 -p evaluations 1 "
