@@ -482,7 +482,7 @@ NOTHING = 0.005 # a change of perplexity that is none
 
 def missed_before(whole: Comparison, vocabulary: Comparison, training: Comparison, limit: float) -> bool:
     "Whether English was worse than allowed before the first step, and the training certainly added nothing worth the name."
-    return verdict(*whole.sure, limit) == verdict(*vocabulary.sure, limit) == "FAIL" and training.sure[0] <= NOTHING
+    return verdict(*whole.sure, limit) == verdict(*vocabulary.sure, limit) == "FAIL" and training.sure[1] <= NOTHING
 
 def in_bits(comparison: Comparison, scores: tuple[Scores, Scores], seed: int) -> Result:
     "A change of perplexity, with the figures themselves in bits per occurrence."
