@@ -19,6 +19,7 @@ from unittest import mock
 import psutil
 import pytest
 
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1") # as in a run, see `start_kernel`
 if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS", "1") # one core a worker, for what it starts too
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -73,7 +73,9 @@ def read_terms(
     return terms
 
 # %% ../../nbs/03_data/08_terms.ipynb #45926d81
-RAW = {made: re.escape("".join(char for char, new in TABLE.items() if new == made)) for made in TABLE.values()} # what normalise makes it of
+RAW: dict[str, str] = {} # what normalise makes each sign of
+for char, made in TABLE.items(): RAW[made] = RAW.get(made, "") + re.escape(char)
+
 DROPPED = f"[{re.escape(''.join(char for char in TABLE if not TABLE[char] and unicodedata.category(char) == 'Cf'))}]*+" # as soft hyphens
 def as_written(term: str) -> str:
     "A term found in any text, as `normalise` would have written it."

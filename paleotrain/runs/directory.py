@@ -104,6 +104,7 @@ def start_kernel(
         import ctypes
         ctypes.CDLL(None).prctl(1, signal.SIGKILL) # PR_SET_PDEATHSIG
     if os.getppid() != int(os.environ.get("JPY_PARENT_PID", os.getppid())): sys.exit() # gone before that line
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1") # nothing here is compiled, and bitsandbytes would load the compiler: a second of each start
     import runpy
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
