@@ -73,7 +73,7 @@ def test_a_file_of_prompts_through_the_command(runs, tiny, tmp_path):
 def test_no_model_is_an_error_that_says_which_to_name(runs):
     done = here("run", "generate", "-p", "prompt", "the sea")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1] == "error: model: not named; name a run (see: paleotrain runs) or the folder of a saved model"
+    assert done.stderr.strip().splitlines()[-1] == "error: model: not named; name a run (see: paleotrain runs), the folder of a saved model, or a hub name"
 
 
 def refused(given: dict, message: str) -> None:

@@ -32,7 +32,7 @@ def hub_checkpoint(folder: Path, model=None) -> dict[str, torch.Tensor]:
     """A model, or tiny-base, with the hub's names: half precision in pytorch_model.bin, deberta.*, lm_predictions.lm_head.*, mask_predictions.*, spm.model."""
     from transformers import AutoModelForMaskedLM, AutoTokenizer
     model, tokenizer = model or AutoModelForMaskedLM.from_pretrained(TINY), AutoTokenizer.from_pretrained(TINY)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     state = {k: v.half() for k, v in model.state_dict().items()}
     assert all(k.startswith(("deberta.", "lm_predictions.lm_head.")) for k in state)
     state |= {f"mask_predictions.{name}": torch.zeros(8) for name in ("dense.weight", "dense.bias", "LayerNorm.weight", "LayerNorm.bias", "classifier.weight")}
@@ -45,6 +45,16 @@ def hub_checkpoint(folder: Path, model=None) -> dict[str, torch.Tensor]:
     text = "The museum opened in 1923, and its first visitors came by train."
     assert again.is_fast and again(text)["input_ids"] == tokenizer(text)["input_ids"]
     return state
+
+
+def in_the_cache(name: str, commit: str, cache: Path, monkeypatch) -> Path:
+    """Where the hub's cache, which is here from now on and cannot be filled from elsewhere, keeps a model of this name."""
+    place = cache / f"models--{name.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs/main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return place / "snapshots" / commit
 
 
 def made_up_terms(count: int) -> list[str]:
@@ -88,8 +98,9 @@ def test_a_hub_checkpoint_all_the_way(runs, tmp_path):
 def test_the_reference_configuration_runs_to_its_end_on_a_base_whose_head_is_useless(runs, tmp_path, monkeypatch):
     """dapt_11gb as it is, but for text, length and a CPU's precision: the head is recovered, and what is claimed is held against that."""
     monkeypatch.setenv("PALEOTRAIN_ARTIFACTS", str(tmp_path / "artifacts"))
-    hub_checkpoint(tmp_path / "hub", useless_model())
-    given = {"base_model": tmp_path / "hub", "corpus": beginnings("cambrian", tmp_path), "general": beginnings("general", tmp_path), "precision": "fp32",
+    name, commit = "microsoft/deberta-v3-base", "8ccc9b6f36199bec6961081d44eb72fb3f7353f3"
+    hub_checkpoint(in_the_cache(name, commit, tmp_path / "cache", monkeypatch), useless_model())
+    given = {"base_model": name, "corpus": beginnings("cambrian", tmp_path), "general": beginnings("general", tmp_path), "precision": "fp32",
              "terms": "tests/terms.csv", "max_steps": 1, "eval_words": 20, "test_words": 20, "term_occurrences": 1, "recover_tokens": 1, "tracker": "none"}
     done = here("run", "dapt", "--preset", "dapt_11gb", *options(given))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -97,8 +108,10 @@ def test_the_reference_configuration_runs_to_its_end_on_a_base_whose_head_is_use
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["terminal"]["status"] == "finished" and (folder / "model/model.safetensors").is_file()
     assert manifest["parent"]["head"].startswith("present but useless: perplexity ")
+    assert (manifest["parent"]["model"], manifest["parent"]["sha256"]) == (name, commit)
     record = manifest["recovery"]
-    assert manifest["baseline"].startswith(f"B: hub, its head recovered on {record['tokens']:,} tokens of general text, validation loss not flat; head ")
+    recovered = f"its head recovered on {record['tokens']:,} tokens of general text, validation loss not flat"
+    assert manifest["baseline"].startswith(f"B: deberta-v3-base, {recovered}; head ")
     (inner,) = (folder / "recovery").iterdir()
     assert [e["step"] for e in events(inner) if e["kind"] == "eval"][-1] == record["steps"] == 1 and record["curve"][-1]["nats"] > 1
     assert (tmp_path / "artifacts/recovered" / record["key"] / "model/model.safetensors").is_file()

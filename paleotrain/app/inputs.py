@@ -25,7 +25,7 @@ from ..data.download import from_environment
 from ..data.readers import ReadReport, expand, first_document, names_in
 from ..data.sources import as_source, source_files
 from ..data.terms import read_terms
-from ..models.locate import base_path, check_base, domain_names, model_folder
+from ..models.locate import domain_names, locate_model
 from ..chat.conversations import read_conversations
 from ..chat.instructions import read_items
 from ..phases.chain import read_chain
@@ -54,10 +54,10 @@ def look_at_terms(name: str, settings: Settings) -> None:
 def look_at_model(config: Any, settings: Settings) -> None:
     "Models that are named: their folders, runs and configurations, and that one is named where the phase needs it."
     if isinstance(config, (DaptConfig, PretrainConfig)):
-        if config.base_model: check_base(place if (place := locate(config.base_model, settings)).exists() else config.base_model)
-    elif hasattr(config, "base_model"): base_path(config.base_model or "", settings)
-    if isinstance(config, (GenerateConfig, EvaluateConfig)): model_folder(config.model, settings)
-    if isinstance(config, EvaluateConfig) and config.against: model_folder(config.against, settings, "against")
+        if config.base_model: locate_model(config.base_model, settings, "masked" if isinstance(config, DaptConfig) else None)
+    elif hasattr(config, "base_model"): locate_model(config.base_model, settings, "causal")
+    if isinstance(config, (GenerateConfig, EvaluateConfig)): locate_model(config.model, settings, "causal", "model")
+    if isinstance(config, EvaluateConfig) and config.against: locate_model(config.against, settings, "causal", "against")
 
 def look_at_sources(config: Any, settings: Settings) -> None:
     "What `prepare` reads: names of sources, and the files of those that are not downloaded."

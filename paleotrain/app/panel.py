@@ -6,7 +6,6 @@
 __all__ = ['causal_runs', 'Knobs', 'Panel']
 
 # %% ../../nbs/12_app/04_panel.ipynb #767cf9e1
-import json
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from ..core.configurations import Sampling
 from ..core.settings import Settings, UserError
 from ..core.config import validated
 from ..evaluation.generation import Generated
-from ..models.locate import model_folder
+from ..models.locate import locate_model, writes_on
 from ..models.masked import LoadedModel, pick_device
 from ..runs.directory import derive_status
 from ..phases.generate import answers
@@ -27,10 +26,7 @@ from ..phases.generate import answers
 # %% ../../nbs/12_app/04_panel.ipynb #23051a99
 def causal_runs(settings: Settings) -> list[str]:
     "Ids of the finished runs whose model writes, newest first."
-    def writes(run: Path) -> bool:
-        config = run / "model/config.json"
-        classes = json.loads(config.read_text()).get("architectures") or [] if config.is_file() else []
-        return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in classes)
+    def writes(run: Path) -> bool: return (run / "model/config.json").is_file() and writes_on(run / "model")
     found = [path.parent for path in settings.runs.glob("*/manifest.json") if writes(path.parent) and derive_status(path.parent) == "finished"]
     return [run.name for run in sorted(found, key=lambda run: (run / "manifest.json").stat().st_mtime, reverse=True)]
 
@@ -74,7 +70,7 @@ class Panel:
         "What the model writes; a UserError for what cannot be written."
         if not self.prompt.value: raise UserError("prompt", "it is empty", "write something")
         if not self.model.value: raise UserError("model", "none named", "choose a run, or type the folder of a model")
-        sampling, place = self.knobs.sampling(), str(model_folder(self.model.value, self.settings))
+        sampling, place = self.knobs.sampling(), locate_model(self.model.value, self.settings, "causal", "model")
         if self.loaded is None or self.place != place:
             self.loaded, self.place = load_causal(place, pick_device()), place
             write_date(self.loaded.tokenizer, date.today())

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..core.files import read_json, sha256, stable_fraction, write_json
-from ..core.settings import Settings, UserError, locate, located, shown_path
+from ..core.settings import Settings, UserError, located, shown_path
 from ..runs.claims import FEW_UNITS
 from ..runs.directory import Run
 from ..data.readers import Document, ReadReport, expand, read_documents
@@ -35,6 +35,7 @@ from ..data.terms import find_terms
 from ..data.words import LETTERS, PAIR, UNSPACED, count_words, counted_so, unspaced_words, weighed
 from ..tokenizers.encode import encode_plain
 from ..tokenizers.train import runs_on
+from ..models.locate import locate_model, model_hash
 from ..models.masked import LoadedModel, load_mlm, logits_at, pick_device, restored, usable_positions
 from .intervals import Comparison, Scores, perplexity, unit_kind, unit_names, units_told
 
@@ -512,7 +513,7 @@ def spellings(folder: Path, tokenizer: Any) -> dict[int, list[int]]:
     return {number: group for group in groups for number in group}
 
 def base_of(manifest: Mapping[str, Any], settings: Settings) -> str | None:
-    "The parent model's folder, if it is still there."
-    name = (manifest["config"].get("base_model") or {}).get("value")
-    place = locate(name, settings) if name else None
-    return str(place) if place and place.is_dir() else None
+    "Where the parent model is; None where it is not here any more, or there was none."
+    try: place = locate_model((manifest["config"].get("base_model") or {}).get("value"), settings, "masked")
+    except UserError: return None
+    return place if model_hash(place) != place else None # a hub name that is not in the cache

@@ -160,16 +160,6 @@ def use_causal_loss(model: "PreTrainedModel") -> "PreTrainedModel":
     return model
 
 # %% ../../nbs/05_models/04_causal.ipynb #545e3bdb
-def _model_folder(name: str | Path) -> str:
-    "The place of the model: of a run's folder, its model/."
-    folder = Path(name)
-    if (folder / "manifest.json").is_file() and not (folder / "config.json").is_file():
-        if not (folder / "model").is_dir(): raise UserError(name, "a run without model/", "let it finish, or name one of its checkpoints")
-        folder = folder / "model"
-    if not folder.is_dir() and (str(name).startswith((".", "~", "/")) or str(name).count("/") > 1):
-        raise UserError("model", f"no folder {str(name)!r}", "give the folder of a run or of a saved model, or a hub name such as openai-community/gpt2")
-    return check_base(folder if folder.is_dir() else name)
-
 def _check_direction(name: str, config: Any) -> None:
     "A UserError for what predicts no next token, or predicts it with a look at it, as an encoder does that nobody made a decoder."
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -180,12 +170,12 @@ def _check_direction(name: str, config: Any) -> None:
         raise UserError(name, f"a {kind} that reads the next token before it predicts it (is_decoder: false)", "choose a decoder, such as GPT-2 or Llama")
 
 def config_and_tokenizer(
-    place: str | Path, # folder of a run or of a saved model, or a hub name
+    place: str | Path, # folder of a saved model, or a hub name: see `locate_model`
 ) -> tuple[str, Any, Any]:
     "Where a causal model lies, its configuration and its fast tokenizer, fitting each other; no weight is read."
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     import paleotrain.models.char_lstm  # noqa: F401  so that transformers knows char_lstm
-    name = _model_folder(place)
+    name = check_base(place)
     try: config = load_config(name)
     except (OSError, ValueError) as error: raise UserError(name, f"cannot be loaded ({str(error).splitlines()[0]})", "check its config.json") from None
     _check_direction(name, config)
@@ -215,7 +205,7 @@ def read_weights(place: str, **options: Any) -> "PreTrainedModel": # dtype, atte
     return model
 
 def load_causal(
-    name: str | Path, # folder of a run or of a saved model, or a hub name
+    name: str | Path, # folder of a saved model, or a hub name: see `locate_model`
     device: str = "cpu", # cpu or cuda: where it goes
 ) -> LoadedModel:
     "Load a causal language model in float32 with its fast tokenizer, ready to evaluate."

@@ -7,9 +7,9 @@ __all__ = ['COLUMNS', 'Figures', 'COPIES', 'COPIES_LOW', 'COPIES_ITEMS', 'Learne
            'unwatched', 'right', 'known', 'losses', 'at_first', 'gate_rows', 'met_before', 'gate_said', 'stop_reason',
            'matrix_rows', 'phase_row', 'chain_tables', 'chain_claims', 'copying_phase', 'settle_copying', 'listed',
            'settle_lines', 'settle_gates', 'settle_time', 'judged_chain', 'phase_data', 'PhaseFiles', 'read_files',
-           'seen', 'Course', 'find_base', 'read_course', 'chain_inputs', 'plan_line', 'prepare_chain', 'phase_place',
-           'phase_config', 'check_phases', 'key_of', 'seal', 'train_phase', 'teach', 'Stopped', 'said_by',
-           'base_copies', 'reference_answers', 'judge_chain', 'run_chain', 'report_stop']
+           'seen', 'Course', 'read_course', 'chain_inputs', 'plan_line', 'prepare_chain', 'phase_place', 'phase_config',
+           'check_phases', 'key_of', 'seal', 'train_phase', 'teach', 'Stopped', 'said_by', 'base_copies',
+           'reference_answers', 'judge_chain', 'run_chain', 'report_stop']
 
 # %% ../../nbs/09_phases/15_curriculum.ipynb #5c9c6ea2
 import json
@@ -23,11 +23,11 @@ from ..core.files import atomic_dir, read_json, sha256_file, write_json
 from ..core.settings import Settings, UserError, locate, located, shown_path
 from ..runs.claims import Claim, Result, claim, promise, settle
 from ..runs.directory import Run, derive_status, finish, minutes_between, read_events, refuse_changed
-from ..runs.directory import same_parent, table, write_samples, write_table
+from ..runs.directory import table, write_samples, write_table
 from ..runs.session import inner_run
 from ..data.readers import ReadReport, expand
 from ..models.causal import config_and_tokenizer, load_causal
-from ..models.locate import base_path, model_hash
+from ..models.locate import locate_model, model_hash, parent_of
 from ..models.masked import pick_device
 from ..chat.conversations import read_conversations, write_conversations
 from ..chat.instructions import Item, read_items, write_items
@@ -325,15 +325,10 @@ class Course:
     reference: Path
     items: list[Item] # the reference prompts
 
-def find_base(config: CurriculumConfig, settings: Settings) -> str:
-    "The folder of the base, or its hub name; weights are not read yet."
-    name = config.base_model or ""
-    if not name: raise UserError("base_model", "not named", "name a run or a saved model, as in: paleotrain run curriculum -p base_model RUN")
-    return base_path(name, settings)
-
 def read_course(run: Run, config: CurriculumConfig, settings: Settings) -> Course:
     "Chain, base, and data of all phases."
-    chain, file, base = read_chain(config.chain, settings), shown_path(locate(config.chain, settings), settings), find_base(config, settings)
+    chain, file = read_chain(config.chain, settings), shown_path(locate(config.chain, settings), settings)
+    base = locate_model(config.base_model, settings, "causal")
     if config.until:
         names = [phase.name for phase in chain.phases]
         if config.until not in names: raise UserError("until", f"no phase {config.until!r} in {file}", f"choose from {', '.join(names)}")
@@ -345,7 +340,7 @@ def read_course(run: Run, config: CurriculumConfig, settings: Settings) -> Cours
     for phase in chain.phases:
         for warning in phase_data(phase, run.folder / "data" / phase.name, file, config.seed, base, settings): run.warn(warning)
     files = {phase.name: read_files(run.folder / "data" / phase.name, items, settings) for phase in chain.phases}
-    return Course(chain, file, base, model_hash(Path(base)) if Path(base).is_dir() else base, files, reference, items)
+    return Course(chain, file, base, model_hash(base) if Path(base).is_dir() else base, files, reference, items)
 
 # %% ../../nbs/09_phases/15_curriculum.ipynb #c817dfb9
 def chain_inputs(course: Course, config: CurriculumConfig, run: Run, settings: Settings) -> list[dict[str, Any]]:
@@ -371,8 +366,8 @@ def prepare_chain(run: Run, config: CurriculumConfig, settings: Settings) -> tup
     course = read_course(run, config, settings)
     chain, inputs, known = course.chain, chain_inputs(course, config, run, settings), seen(course.files)
     refuse_changed(run, inputs)
-    about = {"model": shown_path(course.base, settings) if Path(course.base).is_dir() else course.base, "sha256": course.base_hash}
-    run.update(title=f"Curriculum: {chain.name}", report="curriculum", inputs=inputs, parent=same_parent(run, about), baseline=None, system=chain.system,
+    run.update(title=f"Curriculum: {chain.name}", report="curriculum", inputs=inputs, parent=parent_of(run, course.base, settings),
+               baseline=None, system=chain.system,
                chain=[phase.model_dump(by_alias=True) | {"start": chain.start_of(phase)} for phase in chain.phases],
                data={"phases": [{"phase": name, **found.counts, "evaluation_seen": known[name]} for name, found in course.files.items()]})
     for name, count in known.items():

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['GENERAL_TEST', 'GENERAL_VALIDATION', 'NO_HEAD', 'RANK_GAIN', 'PLACEBO_GAIN', 'TEXTS', 'CUT_RANKS', 'NOTHING',
-           'DaptData', 'read_splits', 'warn_of_text', 'prepare', 'base_path', 'doubt', 'doubt_parent', 'doubt_text',
-           'doubt_terms', 'Base', 'check_head', 'more_words', 'doubt_words', 'load_base', 'dapt_claims', 'DaptPlan',
-           'make_batches', 'tell_replay', 'plan_dapt', 'validate', 'stopping_rules', 'train_dapt', 'control_mix',
-           'control_config', 'train_control', 'Read', 'state_folders', 'read_state', 'read_states', 'outside',
-           'reciprocal', 'state_figures', 'state_rows', 'pairs_of', 'compared', 'change_rows', 'missed_before',
-           'in_bits', 'settle_trained', 'settle_english', 'settle_control', 'fragmentation_rows', 'judge_terms',
-           'measured_claims', 'judge_dapt']
+           'DaptData', 'read_splits', 'warn_of_text', 'prepare', 'doubt', 'doubt_parent', 'doubt_text', 'doubt_terms',
+           'Base', 'check_head', 'more_words', 'doubt_words', 'load_base', 'dapt_claims', 'DaptPlan', 'make_batches',
+           'tell_replay', 'plan_dapt', 'validate', 'stopping_rules', 'train_dapt', 'control_mix', 'control_config',
+           'train_control', 'Read', 'state_folders', 'read_state', 'read_states', 'outside', 'reciprocal',
+           'state_figures', 'state_rows', 'pairs_of', 'compared', 'change_rows', 'missed_before', 'in_bits',
+           'settle_trained', 'settle_english', 'settle_control', 'fragmentation_rows', 'judge_terms', 'measured_claims',
+           'judge_dapt']
 
 # %% ../../nbs/09_phases/04_dapt.ipynb #2ca09833
 import math
@@ -29,14 +29,14 @@ from ..core.files import read_json, set_seed, sha256_file, write_json
 from ..core.settings import Settings, UserError, load_settings, locate, located, shown_path
 from ..runs.claims import Claim, Result, claim, of_seeds, promise, settle, verdict
 from ..runs.directory import Run, best_checkpoint, checkpoints, derive_status, finish, read_events
-from ..runs.directory import refuse_changed, same_parent, write_samples, write_table
+from ..runs.directory import refuse_changed, write_samples, write_table
 from ..runs.session import frozen, inner_run
 from ..data.splits import Splits, data_summary, load_splits
 from ..data.terms import Occurrences, Term, count_terms, nowhere, read_terms, term_pattern
 from ..tokenizers.encode import tokenizer_hash
 from ..tokenizers.extend import extend_tokenizer, never_whole, why_not_whole
 from ..tokenizers.train import fragmentation, is_fragmented, unknown_characters
-from ..models.locate import check_base, parent_hash
+from ..models.locate import locate_model, parent_of
 from ..models.masked import LoadedModel, check_length, extend_model, load_mlm, parameter_count, pick_device
 from ..models.masked import pick_precision, use_summed_loss
 from ..training.batches import ChunkMix
@@ -91,7 +91,7 @@ def warn_of_text(run: Run, splits: Splits, general: Splits | None) -> None:
 # %% ../../nbs/09_phases/04_dapt.ipynb #b82a22b2
 def prepare(run: Run, config: DaptConfig, settings: Settings) -> DaptData:
     "Read, split and check all text, before any model loads; the run's manifest learns what was read."
-    check_base(base_path(config, settings))
+    base = locate_model(config.base_model, settings, "masked")
     terms_file = locate(config.terms, settings) if config.terms else None
     terms = read_terms(terms_file) if terms_file else []
     pattern = term_pattern(terms) if terms else None
@@ -105,16 +105,10 @@ def prepare(run: Run, config: DaptConfig, settings: Settings) -> DaptData:
     warn_of_text(run, splits, general)
     met = count_terms((d.text for d in splits.documents("train")) if terms else (), terms)
     data = DaptData(splits, general, terms, pattern, windows, met)
-    doubt_parent(run, data, inputs, base_path(config, settings))
+    doubt_parent(run, data, inputs, base)
     doubt_text(run, data)
     doubt_terms(run, data)
     return data
-
-# %% ../../nbs/09_phases/04_dapt.ipynb #5d643750
-def base_path(config: DaptConfig, settings: Settings) -> str:
-    "The base model's folder, or its hub name if there is no such folder."
-    place = locate(config.base_model, settings)
-    return str(place) if place.exists() else config.base_model
 
 # %% ../../nbs/09_phases/04_dapt.ipynb #67c2d1ef
 def doubt(run: Run, data: DaptData, reason: str, *claims: str, fix: str) -> None:
@@ -211,12 +205,11 @@ def doubt_words(run: Run, data: DaptData, old: Any, tokenizer: Any) -> None:
 
 def load_base(run: Run, config: DaptConfig, data: DaptData, settings: Settings) -> Base:
     "Load the model in float32, judge its head, add the domain's words to vocabulary and model."
-    place = base_path(config, settings)
+    place = locate_model(config.base_model, settings, "masked")
     loaded = load_mlm(place)
     check_length(config, loaded.model)
     old, name = loaded.tokenizer, f"{Path(config.base_model).name} as loaded"
-    parent = same_parent(run, {"model": config.base_model, "sha256": parent_hash(run, Path(place)),
-                               "tokenizer_sha256": tokenizer_hash(old)})
+    parent = parent_of(run, place, settings, tokenizer_sha256=tokenizer_hash(old))
     if unknown := unknown_characters(old, (d.text for d in islice(data.splits.documents("train"), 200))): run.warn(unknown)
     tokenizer, added = more_words(run, config, data, loaded)
     fit_windows(run, data.windows, [(loaded.model, old), (loaded.model, tokenizer)])

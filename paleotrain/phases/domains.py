@@ -18,7 +18,7 @@ from ..core.settings import Settings, UserError, shown_path
 from ..runs.claims import Claim, promise
 from ..runs.directory import Run, derive_status, finish, minutes_between, read_events, write_table
 from ..runs.session import inner_run
-from ..models.locate import base_path, domain_names
+from ..models.locate import domain_names, locate_model
 from .qlora import beats_base, forgets_nothing, judge_qlora, load, plan_qlora, prepare
 from .qlora import prepared_folder, train_qlora
 
@@ -42,8 +42,7 @@ def domains_claims(config: DomainsConfig) -> list[Claim]:
 def prepare_domains(run: Run, config: DomainsConfig, settings: Settings) -> list[str]:
     "Check all domains and the base, and promise; a line for each adapter to be trained."
     if len(set(config.domains)) < len(config.domains): raise UserError("domains", "one is named twice", "name each once")
-    if not config.base_model: raise UserError("base_model", "not named", "name a run or a saved model, as in: paleotrain run domains -p base_model RUN")
-    base_path(config.base_model, settings)
+    locate_model(config.base_model, settings, "causal")
     lines = []
     for number, name in enumerate(config.domains, 1):
         names = domain_names(QloraConfig(domain=name), settings)

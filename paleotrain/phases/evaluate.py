@@ -22,13 +22,13 @@ from ..core.configurations import EvaluateConfig, Sampling
 from ..core.files import read_json, sha256, sha256_file, stable_fraction, write_json
 from ..core.settings import Settings, UserError, located, shown_path
 from ..runs.claims import Claim, claim, promise, settle
-from ..runs.directory import Run, finish, refuse_changed, same_parent, write_samples, write_table
+from ..runs.directory import Run, finish, refuse_changed, write_samples, write_table
 from ..runs.session import frozen
 from ..data.readers import Document, ReadReport, expand, read_documents, read_lines, suffix_of
 from ..data.words import count_words, counted_so, unspaced_words
 from ..tokenizers.encode import tokenizer_hash
 from ..models.causal import context_length, load_causal
-from ..models.locate import model_folder, parent_hash
+from ..models.locate import locate_model, parent_of
 from ..models.masked import LoadedModel, autocast, parameter_count, pick_device, pick_precision
 from ..evaluation.generation import sample_statistics
 from ..evaluation.intervals import BITS, FEW_RATES, compare_rates, figure, unit_kind, unit_names, units_told
@@ -109,8 +109,8 @@ def seen_in_training(
 
 def prepare(run: Run, config: EvaluateConfig, settings: Settings) -> EvaluateData:
     "Find the models, read the text, and write both to the manifest, before any model loads."
-    place = model_folder(config.model, settings)
-    against = model_folder(config.against, settings, "against") if config.against else None
+    place = Path(locate_model(config.model, settings, "causal", "model"))
+    against = Path(locate_model(config.against, settings, "causal", "against")) if config.against else None
     device = pick_device(config.device)
     frozen(run, EvaluateConfig, device=device, precision=pick_precision(config.precision, device))
     texts, inputs, said, kind, bad = read_texts(config, settings, place)
@@ -166,7 +166,7 @@ def read_with(place: Path, config: EvaluateConfig, data: EvaluateData, top_k: in
 # %% ../../nbs/09_phases/09_evaluate.ipynb #ac3ae619
 def tell_model(run: Run, config: EvaluateConfig, place: Path, loaded: LoadedModel, settings: Settings) -> None:
     "What the manifest says of the model that is judged."
-    parent = same_parent(run, {"model": shown_path(place, settings), "sha256": parent_hash(run, place), "tokenizer_sha256": tokenizer_hash(loaded.tokenizer)})
+    parent = parent_of(run, place, settings, tokenizer_sha256=tokenizer_hash(loaded.tokenizer))
     run.update(parent={**parent, "parameters": parameter_count(loaded.model), "family": loaded.model.config.model_type, "context": context_length(loaded.model),
                        "vocabulary": len(loaded.tokenizer)}, hardware=run.manifest["hardware"] | {"precision": config.precision, "device": config.device})
 

@@ -18,11 +18,11 @@ from ..core.configurations import GenerateConfig, Sampling
 from ..core.files import read_json, sha256_file, write_json
 from ..core.settings import Settings, UserError, locate, shown_path
 from ..runs.claims import Claim, Result, claim, promise, settle
-from ..runs.directory import Run, finish, refuse_changed, same_parent, write_samples, write_table
+from ..runs.directory import Run, finish, refuse_changed, write_samples, write_table
 from ..data.readers import json_value
 from ..data.words import split_words
 from ..models.causal import load_causal, reading_limit
-from ..models.locate import model_folder, parent_hash
+from ..models.locate import locate_model, parent_of
 from ..models.masked import LoadedModel, autocast, parameter_count, pick_device, pick_precision
 from ..chat.template import answer_frame, closing_token, end_tokens, freeze_date, has_chat, render
 from ..chat.template import require_chat
@@ -58,7 +58,7 @@ def read_prompts(config: GenerateConfig, settings: Settings) -> list[str]:
 # %% ../../nbs/09_phases/11_generate.ipynb #b475a868
 def prepare(run: Run, config: GenerateConfig, settings: Settings) -> tuple[Path, list[str]]:
     "The model's folder and the prompts; the manifest learns both, and what was promised is written."
-    place, prompts = model_folder(config.model, settings), read_prompts(config, settings)
+    place, prompts = Path(locate_model(config.model, settings, "causal", "model")), read_prompts(config, settings)
     device = pick_device(config.device)
     inputs = []
     if config.prompt_file is not None:
@@ -112,7 +112,7 @@ def load(run: Run, config: GenerateConfig, place: Path, prompts: Sequence[str], 
     freeze_date(loaded.tokenizer, run)
     limit = reading_limit(loaded.model)
     tokens = [len(asked_ids(loaded, prompt, config.system, config.chat)) for prompt in prompts]
-    parent = same_parent(run, {"model": shown_path(place, settings), "sha256": parent_hash(run, place)})
+    parent = parent_of(run, place, settings)
     run.update(parent={**parent, "parameters": parameter_count(loaded.model),
                        "family": loaded.model.config.model_type, "context": limit}, prompt_tokens=sum(tokens),
                chat=chats(loaded, config.system, config.chat))

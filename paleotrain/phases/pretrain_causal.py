@@ -22,7 +22,7 @@ from ..core.configurations import PretrainConfig, Sampling, parse_size
 from ..core.files import read_json, set_seed, sha256, sha256_file, stable_fraction, write_json
 from ..core.settings import Settings, UserError, locate, located, shown_path
 from ..runs.claims import Claim, Result, claim, promise, settle
-from ..runs.directory import Run, best_checkpoint, finish, read_events, refuse_changed, same_parent
+from ..runs.directory import Run, best_checkpoint, finish, read_events, refuse_changed
 from ..runs.directory import write_samples, write_table
 from ..runs.session import frozen
 from ..data.readers import Document, expand, stem_of
@@ -32,7 +32,7 @@ from ..tokenizers.encode import tokenizer_hash
 from ..tokenizers.train import KINDS, check_lossless, train_lossless_unigram, train_tokenizer
 from ..models.causal import Shape, context_length, load_causal, new_causal, reading_limit, solve_shape
 from ..models.causal import usage_of, use_causal_loss
-from ..models.locate import parent_hash
+from ..models.locate import locate_model, parent_of
 from ..models.masked import LoadedModel, parameter_count, pick_device, pick_precision
 from ..training.plan import Plan, batch_tokens, make_plan
 from ..training.stream import Contexts, next_token_batch, position_splits, write_stream
@@ -160,19 +160,17 @@ def load_or_make(run: Run, config: PretrainConfig, data: CausalData, settings: S
     device = pick_device(config.device)
     set_seed(config.seed)
     if config.base_model:
-        place = locate(config.base_model, settings)
-        loaded = load_causal(place if place.exists() else config.base_model, device)
+        loaded = load_causal(locate_model(config.base_model, settings, "causal"), device)
         both = check_parent_text(run, run.manifest["inputs"], loaded.name)
         if both: data.doubt = f"the base model was itself trained on {', '.join(both)}"
     else:
         tokenizer = make_tokenizer(config, data.training(), settings)
         loaded = LoadedModel(make_model(config, tokenizer, device), tokenizer, "none, from scratch", "new")
-    model, tokenizer, folder = loaded.model, loaded.tokenizer, Path(loaded.name)
+    model, tokenizer = loaded.model, loaded.tokenizer
     check_lossless(tokenizer, next(iter(data.training()))[:20_000])
     family, most = model.config.model_type, context_length(model)
     if config.max_seq_length > most: raise UserError("max_seq_length", f"{config.max_seq_length} for a model of {most} positions", "use fewer")
-    parent = same_parent(run, {"model": config.base_model or "none, from scratch", "sha256": parent_hash(run, folder),
-                               "tokenizer_sha256": tokenizer_hash(tokenizer)})
+    parent = parent_of(run, loaded.name if config.base_model else None, settings, tokenizer_sha256=tokenizer_hash(tokenizer))
     model.to(device)
     sample = "".join(text for _, text in data.held["validation"])[:100_000]
     facts = {"kind": "the base model's" if config.base_model else config.tokenizer, "vocabulary": len(tokenizer),

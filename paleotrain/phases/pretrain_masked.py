@@ -16,15 +16,15 @@ from typing import Any
 
 from ..core.configurations import PretrainConfig
 from ..core.files import read_json, set_seed, write_json
-from ..core.settings import Settings, UserError, locate, located
+from ..core.settings import Settings, UserError, located
 from ..runs.claims import Claim, claim, promise, settle
-from ..runs.directory import Run, best_checkpoint, finish, refuse_changed, same_parent, write_samples
+from ..runs.directory import Run, best_checkpoint, finish, refuse_changed, write_samples
 from ..runs.directory import write_table
 from ..runs.session import frozen
 from ..data.splits import Splits, data_summary, load_splits
 from ..tokenizers.encode import tokenizer_hash
 from ..tokenizers.train import train_unigram, unknown_characters
-from ..models.locate import parent_hash
+from ..models.locate import locate_model, parent_of
 from ..models.masked import LoadedModel, check_length, load_mlm, new_mlm, parameter_count, pick_device
 from ..models.masked import pick_precision, use_summed_loss
 from ..training.batches import ChunkMix
@@ -61,8 +61,7 @@ def load_or_make(run: Run, config: PretrainConfig, data: PretrainData, settings:
     "A new tokenizer and model, or the ones to go on from; the same ones again on resume, since both come from text and seed."
     set_seed(config.seed)
     if config.base_model:
-        place = locate(config.base_model, settings)
-        loaded = load_mlm(place if place.exists() else config.base_model)
+        loaded = load_mlm(locate_model(config.base_model, settings, "masked"))
         both = check_parent_text(run, run.manifest["inputs"], loaded.name)
         if both: data.doubt = f"the base model was itself trained on {', '.join(both)}"
         if unknown := unknown_characters(loaded.tokenizer, (d.text for d in islice(data.splits.documents("train"), 200))): run.warn(unknown)
@@ -73,9 +72,7 @@ def load_or_make(run: Run, config: PretrainConfig, data: PretrainData, settings:
         loaded = LoadedModel(made, tokenizer, "none, from scratch", "new")
     check_length(config, loaded.model)
     fit_windows(run, data.windows, [(loaded.model, loaded.tokenizer)])
-    folder = Path(loaded.name)
-    parent = same_parent(run, {"model": config.base_model or "none, from scratch", "sha256": parent_hash(run, folder),
-                               "tokenizer_sha256": tokenizer_hash(loaded.tokenizer)})
+    parent = parent_of(run, loaded.name if config.base_model else None, settings, tokenizer_sha256=tokenizer_hash(loaded.tokenizer))
     run.update(parent={**parent, "parameters": parameter_count(loaded.model), "head": loaded.head},
                baseline="a unigram model: each piece by its frequency in the training split")
     loaded.model.to(pick_device(config.device))

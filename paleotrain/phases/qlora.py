@@ -29,7 +29,7 @@ from ..core.configurations import AdapterConfig, QloraConfig
 from ..core.files import atomic_dir, read_json, set_seed, sha256, sha256_file, stable_fraction, write_json
 from ..core.settings import Settings, UserError, locate, located, shown_path
 from ..runs.claims import FEW_UNITS, Claim, Result, claim, promise, settle
-from ..runs.directory import Run, best_checkpoint, finish, now, read_events, refuse_changed, same_parent
+from ..runs.directory import Run, best_checkpoint, finish, now, read_events, refuse_changed
 from ..runs.directory import write_samples, write_table
 from ..runs.session import frozen
 from ..data.cleaning import EvaluationIndex
@@ -38,7 +38,7 @@ from ..data.readers import ReadReport, read_documents
 from ..data.splits import SPLITS
 from ..tokenizers.encode import tokenizer_hash
 from ..models.causal import config_and_tokenizer, context_length, use_causal_loss
-from ..models.locate import base_path, domain_names
+from ..models.locate import domain_names, locate_model, parent_of
 from ..models.lora import TRAINED, attach, check_fit, lora_weights, trained_shares
 from ..models.losses import head_is_last, use_chunked_loss
 from ..models.masked import LoadedModel, pick_device, pick_precision
@@ -48,7 +48,7 @@ from ..chat.conversations import read_conversations
 from ..chat.instructions import Item
 from ..chat.template import PLAIN, Conversation, add_chat, add_plain, closing_token, cut_prompt, freeze_date
 from ..chat.template import has_chat
-from ..training.adapters import base_hash, end_at_close, with_tags, write_adapter
+from ..training.adapters import end_at_close, with_tags, write_adapter
 from ..training.callbacks import memory_gb
 from ..training.examples import Encoded, Example, ExampleMix, Prepared, coloured, encode, example_nats
 from ..training.examples import nats_per_token, padded_batch, statistics
@@ -255,7 +255,7 @@ def prepare(run: Run, config: QloraConfig, settings: Settings) -> DomainData:
     if report.bad: run.warn(f"{report.bad} broken lines were left out")
     for name in changed_since(prepared_folder(names, settings), report): run.warn(f"{name} is not as it was prepared: its manifest has another hash")
     refuse_changed(run, inputs)
-    base, model, tokenizer = config_and_tokenizer(base_path(config.base_model, settings))
+    base, model, tokenizer = config_and_tokenizer(locate_model(config.base_model, settings, "causal"))
     freeze_date(tokenizer, run)
     if (limit := getattr(model, "max_position_embeddings", None)) and config.max_seq_length > limit:
         raise UserError("max_seq_length", f"{config.max_seq_length} for a model of {limit} positions", "use fewer")
@@ -307,9 +307,7 @@ def load(run: Run, config: QloraConfig, data: DomainData, settings: Settings) ->
     if config.quantization == "nf4": check_layers(run, loaded.model)
     rows = with_tags(loaded, data.tags) if data.tags else []
     end_at_close(loaded)
-    folder = Path(data.base)
-    parent = same_parent(run, {"model": shown_path(folder, settings) if folder.is_dir() else data.base, "sha256": base_hash(data.base),
-                               "tokenizer_sha256": tokenizer_hash(data.tokenizer)})
+    parent = parent_of(run, data.base, settings, tokenizer_sha256=tokenizer_hash(data.tokenizer))
     base = loaded.model.config
     set_seed(config.seed)
     model = attach(loaded, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout, targets=config.target_modules, new_rows=rows)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'EVALUATIONS', 'PATIENCE', 'FLAT', 'SAME', 'UNKEYED', 'GIVE', 'ranked', 'halved', 'recovery_text',
-           'recovery_config', 'is_flat', 'curve', 'run_recovery', 'base_folder', 'recovery_key', 'keep', 'about',
-           'said', 'start_from', 'recovered']
+           'recovery_config', 'is_flat', 'curve', 'run_recovery', 'recovery_key', 'keep', 'about', 'said', 'start_from',
+           'recovered']
 
 # %% ../../nbs/09_phases/06_recovery.ipynb #cb3bca2c
 import json
@@ -138,12 +138,6 @@ def run_recovery(run: Run, config: PretrainConfig, name: str, settings: Settings
 UNKEYED = ("name", "base_model", "corpus", "device", "dataloader_num_workers", "per_device_eval_batch_size", "tracker",
            "tracker_project", "tracker_tags") # where things are, and what changes no weight
 
-def base_folder(place: str) -> Path:
-    "The folder of a base; of a hub name, the one in the hub's cache."
-    if Path(place).is_dir(): return Path(place)
-    from huggingface_hub import try_to_load_from_cache
-    return Path(str(try_to_load_from_cache(place, "config.json"))).parent
-
 def recovery_key(
     config: PretrainConfig, # of the recovery
     base: Base,
@@ -153,7 +147,7 @@ def recovery_key(
     values = {name: value for name, value in config.model_dump(mode="json").items() if name not in UNKEYED}
     files = [sha256_file(text / f"{split}.jsonl") for split in SPLITS]
     code = [sha256_file(Path(str(module.__file__))) for module in (batches, masking, loop, models, pretrain_masked, training)]
-    start = [model_hash(base_folder(base.place)), tokenizer_hash(base.old_tokenizer)]
+    start = [model_hash(base.place), tokenizer_hash(base.old_tokenizer)]
     return sha256(json.dumps([*start, values, files, code], sort_keys=True))[:16]
 
 def keep(folder: Path, place: Path) -> None:

@@ -26,13 +26,13 @@ from ..core.configurations import RedLines, SftConfig
 from ..core.files import atomic_write, read_json, set_seed, sha256_file, stable_fraction, write_json
 from ..core.settings import Settings, UserError, locate, located, shown_path
 from ..runs.claims import FEW_UNITS, About, Claim, Result, claim, promise, settle, verdict
-from ..runs.directory import Run, best_checkpoint, finish, read_events, refuse_changed, same_parent, table
+from ..runs.directory import Run, best_checkpoint, finish, read_events, refuse_changed, table
 from ..runs.directory import write_samples, write_table
 from ..runs.session import frozen
 from ..data.readers import ReadReport
 from ..tokenizers.encode import plain_ids, tokenizer_hash
 from ..models.causal import config_and_tokenizer, context_length, load_causal, use_causal_loss
-from ..models.locate import base_path, parent_hash
+from ..models.locate import locate_model, parent_of
 from ..models.masked import LoadedModel, parameter_count, pick_device, pick_precision
 from ..chat.conversations import read_conversations, write_conversations
 from ..chat.instructions import Item, read_items
@@ -145,7 +145,7 @@ def prepare(run: Run, config: SftConfig, settings: Settings) -> SftData:
     sets, reference = read_sets(config, settings, inputs)
     general, rest = read_general(config, settings, inputs)
     refuse_changed(run, inputs)
-    base, model, tokenizer = config_and_tokenizer(base_path(config.base_model, settings))
+    base, model, tokenizer = config_and_tokenizer(locate_model(config.base_model, settings, "causal"))
     freeze_date(tokenizer, run)
     limit = int(model.max_position_embeddings)
     if config.max_seq_length > limit: raise UserError("max_seq_length", f"{config.max_seq_length} for a model of {limit} positions", "use fewer")
@@ -173,9 +173,8 @@ def base_model(config: SftConfig, data: SftData) -> LoadedModel:
 
 def load(run: Run, config: SftConfig, data: SftData, settings: Settings) -> LoadedModel:
     "The base; the manifest learns which it is."
-    loaded, folder = base_model(config, data), Path(data.base)
-    named = {"model": shown_path(folder, settings) if folder.is_dir() else data.base, "sha256": parent_hash(run, folder)}
-    parent = same_parent(run, {**named, "tokenizer_sha256": tokenizer_hash(data.tokenizer)})
+    loaded = base_model(config, data)
+    parent = parent_of(run, data.base, settings, tokenizer_sha256=tokenizer_hash(data.tokenizer))
     run.update(parent={**parent, "parameters": parameter_count(loaded.model), "family": loaded.model.config.model_type, "context": context_length(loaded.model),
                        "new_rows": data.new_rows}, baseline="the base model before this phase")
     return loaded
