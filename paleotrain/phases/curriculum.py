@@ -367,7 +367,7 @@ def prepare_chain(run: Run, config: CurriculumConfig, settings: Settings) -> tup
     chain, inputs, known = course.chain, chain_inputs(course, config, run, settings), seen(course.files)
     refuse_changed(run, inputs)
     run.update(title=f"Curriculum: {chain.name}", report="curriculum", inputs=inputs, parent=parent_of(run, course.base, settings),
-               baseline=None, system=chain.system,
+               baseline="the base model before the first phase", system=chain.system,
                chain=[phase.model_dump(by_alias=True) | {"start": chain.start_of(phase)} for phase in chain.phases],
                data={"phases": [{"phase": name, **found.counts, "evaluation_seen": known[name]} for name, found in course.files.items()]})
     for name, count in known.items():

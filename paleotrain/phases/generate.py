@@ -146,7 +146,7 @@ def write_texts(run: Run, config: GenerateConfig, loaded: LoadedModel, prompts: 
     claims = read_json(run.folder / "claims.json")
     settle(claims, "deterministic", Result(differ, n=len(rows)), met=differ == 0)
     loops, short = sum(row["repeated_4"] > LOOP for row in rows), sum(len(split_words(row["text"])) <= 4 for row in rows)
-    note = f"{short} of {len(rows)} texts have fewer than five words, and no 4-gram to repeat" if short else ""
+    note = f"texts of fewer than five words, which have no 4-gram to repeat: {short} of {len(rows)}" if short else ""
     settle(claims, "loops", Result(loops, n=len(rows) - short), met=loops == 0, note=note)
     write_json(run.folder / "claims.json", claims)
     return written

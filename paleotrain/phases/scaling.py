@@ -232,9 +232,10 @@ def ladder_claims(
     return [claim("bigger_is_better", "Larger is better", size, "<= -1 %", "learning", threshold=-0.01, unit="bits"),
             claim("exponent", "The loss falls as a power of size", f"exponent b of L = a N^-b, {named}, bits per byte against parameters", f">= {SLOPE:g}",
                   "learning", unit=""),
-            claim("validation_nats_per_character", "The best rung learns the text", "its loss on the validation text", target, "learning", unit="nats"),
+            claim("validation_nats_per_character", "The best rung learns the text", "validation loss of the best rung", target, "learning", unit="nats"),
             claim("bits_per_byte", "The best rung predicts better than a compressor",
-                  "its bits per byte of the test text, against xz behind the training text", "< xz", "learning", unit="bits"),
+                  "bits per byte of the test text by the best rung, against xz behind the training text",
+                  "< xz", "learning", unit="bits"),
             claim("matched", "Rungs of the same size are comparable", "largest distance between the parameters of rungs of the same size, tokens being equal",
                   "<= 5 %", "property", unit="share")]
 
@@ -293,7 +294,7 @@ def take(entry: Claim, folder: Path) -> None:
     own = next((c for c in read_json(folder / "claims.json") if c["id"] == entry["id"]), None)
     if own is None: entry |= {"verdict": "NOT RUN", "note": f"{folder.name} makes no such claim"}; return
     for name in ("id", "statement", "metric", "criterion"): own.pop(name)
-    entry |= own | {"note": "; ".join(filter(None, (folder.name, own["note"])))}
+    entry |= own | {"note": "; ".join(filter(None, (own["note"], f"of {folder.name}")))}
 
 # %% ../../nbs/09_phases/10_scaling.ipynb #a5f871b6
 def judge_ladder(run: Run, rungs: Sequence[Rung], seed: int, seeds: int = 1) -> list[Claim]:

@@ -66,8 +66,9 @@ def elsewhere_said(run: RunRecord) -> str:
     worst = worst_row(run)
     few = f", {count(worst['units'])} documents" if worst and direction(worst) == "unclear" else ""
     if not worst: return ""
-    others = count(len(loss_rows(run, "other", "general")))
-    return f"Of {others} other texts {worst['set']} came out worst: its perplexity {summary.change_said(worst)}{few}."
+    others = len(loss_rows(run, "other", "general"))
+    which = f"Of {others} other texts {worst['set']} came out worst: its" if others > 1 else f"On the one other text, {worst['set']}, the"
+    return f"{which} perplexity {summary.change_said(worst)}{few}."
 
 def signed_points(row: Mapping[str, Any], name: str = "change") -> str: # `+3.0 points (−1.2 to +7.1)`, without the word
     def shown(x: float | None) -> str: return "–" if x is None else f"{x:+z.1f}".replace("-", "−")

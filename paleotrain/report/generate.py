@@ -9,7 +9,8 @@ __all__ = ['ENDS', 'SHOWN', 'WORDS', 'lead', 'one_text', 'texts', 'statistics_ta
 from typing import Any
 
 from . import summary
-from .record import RunRecord, absent, count, esc, magnitude, note, percent, table, without_gaps
+from .record import RunRecord, absent, count, esc, magnitude, note, percent, table
+from .record import typeset, without_gaps
 
 # %% ../../nbs/10_report/10_generate.ipynb #0d572eb6
 ENDS = {"eos": "ended by the model's own end of text", "stop": "ended before a stop sequence", "length": "cut at the length asked"}
@@ -20,8 +21,9 @@ def lead(run: RunRecord) -> str:
     if not rows: return summary.lead(run, run.lacking("tables/statistics.csv", "Nothing has been written yet."))
     total = rows[0]
     ends = ", ".join(f"{total[f'ended_by_{name}']:.0f} {said}" for name, said in ENDS.items() if total[f"ended_by_{name}"])
-    said = (f"{total['texts']:.0f} texts of {count(total['tokens'])} tokens in all were written to {max(1, len(rows) - 1)} prompts by a {parent['family']} of "
-            f"{magnitude(parent['parameters'])} parameters at temperature {asked['temperature']['value']:g}: {ends}. "
+    were = "was" if total["texts"] == 1 else "were"
+    said = (f"{total['texts']:.0f} texts of {count(total['tokens'])} tokens in all {were} written to {max(1, len(rows) - 1)} prompts by a {parent['family']} "
+            f"of {magnitude(parent['parameters'])} parameters at temperature {asked['temperature']['value']:g}: {ends}. "
             f"{percent(total['repeated_4'], False)} of the word 4-grams had appeared in their text before.")
     return summary.lead(run, said)
 
@@ -42,7 +44,7 @@ def texts(run: RunRecord) -> str:
     shown = run.samples[:SHOWN]
     cut = f"The first {SHOWN} of {len(run.samples):,} texts (the others are in samples.jsonl)"
     said = f"All {len(shown):,} texts" if len(shown) == len(run.samples) else cut
-    return note(f"{said}, in the order they were written. The prompt is bold.") + "".join(map(one_text, shown))
+    return note(typeset(f"{said}, in the order they were written. The prompt is bold.")) + "".join(map(one_text, shown))
 
 # %% ../../nbs/10_report/10_generate.ipynb #a8e716ac
 def statistics_table(run: RunRecord) -> str:

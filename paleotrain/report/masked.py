@@ -86,6 +86,7 @@ BADGES = {"PASS": "✓", "FAIL": "✕", "INCONCLUSIVE": "?", "TOO FEW": "<", "BE
 ABOUT = {"learning": "what was learned", "forgetting": "what was forgotten", "vocabulary": "what the vocabulary did"}
 STATES = {"V to after": "from before the first step to the end", "A to after": "from the base to the end",
           "A to V": "from the base to before the first step", "before to after": "from before the first step to the end",
+          "vocabulary: before to after": "from before the terms were added to after", # of a tokenizer, which has no steps
           "placebo to after": "against the same training on general text alone"}
 
 def badge(claim: dict[str, Any]) -> str: # the verdict, and where it points
@@ -253,7 +254,8 @@ def inputs_table(run: RunRecord) -> str:
     rows = [(f"<code>{esc(i['path'])}</code> {role(i)}{marred(i)}", count(i["documents"]), filesize(i["bytes"]),
              esc(i.get("licence") or "not stated"), f'<code title="{esc(i["sha256"])}">{esc(i["sha256"][:12])}</code>')
             for i in run.manifest.get("inputs", [])]
-    return table("lrrll", ("input", "documents", "size", "licence", "sha256"), rows) if rows else absent("Nothing read yet.")
+    none = "No file was read." if run.status == "finished" else "Nothing read yet."
+    return table("lrrll", ("input", "documents", "size", "licence", "sha256"), rows) if rows else absent(none)
 
 SIZES = ("documents", "words", "characters", "tokens", "chunks") # of a split, where they are counted
 

@@ -210,7 +210,8 @@ COMPARED = {"V to after": "by training", "before to after": "by training", "A to
             "placebo to after": "against the placebo"} # the states that a claim compares, in short
 
 def compared(row: Mapping[str, Any], words: Mapping[str, str]) -> str: # the states that a claim compares, in these words; B is a base too
-    return words.get(re.sub("^B ", "A ", row.get("pair") or ""), "")
+    states = re.sub("^B ", "A ", row.get("pair") or "")
+    return words.get(f"{row.get('about')}: {states}", words.get(states, ""))
 
 def labelled(row: dict[str, Any]) -> str: # what was measured, and between which states
     return ", ".join(filter(None, (str(row["metric"]), compared(row, COMPARED))))

@@ -34,6 +34,7 @@ def change_said(
 # %% ../../nbs/10_report/02_summary.ipynb #2a5aa88a
 PAIRS = {"V to after": "by training", "before to after": "by training",
          "A to V": "by the new vocabulary alone, before the first step",
+         "vocabulary: before to after": "by the added terms",
          "A to after": "in all, vocabulary and training together",
          "placebo to after": "compared with the same training on general text"}
 

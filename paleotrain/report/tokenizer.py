@@ -37,8 +37,9 @@ def lead(run: RunRecord) -> str:
     rows = [r for r in run.tables.get("comparison", []) if not r["terms"]]
     if not rows: return summary.lead(run, run.lacking("tables/comparison.csv", "No tokenizer has been judged yet."))
     train, by_cost = run.get("data", "splits", "train"), sorted(rows, key=lambda r: r["tokens_per_word"])
-    said = [f"{len(rows)} tokenizers were compared, trained on {magnitude(train['words'])} words from {magnitude(train['documents'])} documents and judged on "
-            f"{magnitude(rows[0]['words'])} words from {magnitude(rows[0]['units'])} documents they had not seen.",
+    several = f"{len(rows)} tokenizers were compared," if len(rows) > 1 else "One tokenizer was"
+    said = [f"{several} trained on {magnitude(train['words'])} words from {magnitude(train['documents'])} documents and judged on "
+            f"{magnitude(rows[0]['words'])} words from {magnitude(rows[0]['units'])} documents {'they' if len(rows) > 1 else 'it'} had not seen.",
             sentence("a word costs " + ", ".join(f"{number(r['tokens_per_word'])} tokens with {r['tokenizer']}" for r in by_cost))]
     for label in extended(run):
         terms = one_word(run, label)
@@ -83,7 +84,7 @@ def comparison_table(run: RunRecord) -> str:
         rows.append((name, count(r["vocabulary"]), percent(r["used"] / r["vocabulary"], False), cost, number(r["tokens_per_character"]),
                      number(r["characters_per_token"]), covered, f"{100 * r['unknown_rate']:.3f}\u202f%",
                      percent(r["exact_lines"] / max(1, r["lines"]), False)))
-    head = ("tokenizer", "vocabulary", "of it used", "tokens per word", "a character", "characters a token", "characters covered", "unknown tokens",
+    head = ("tokenizer", "vocabulary", "of it used", "tokens per word", "per character", "characters per token", "characters covered", "unknown tokens",
             "lines decoded exactly")
     return table("lrrrrrrrr", head, rows) or absent(run.lacking("tables/comparison.csv", "No tokenizer has been judged yet."))
 
