@@ -1,4 +1,4 @@
-"""run_chatdata.ipynb and report_chatdata.ipynb end to end, mixtures whose sides stay apart, and what is refused."""
+"""run_chatdata.ipynb and its report end to end, mixtures whose sides stay apart, and what is refused."""
 import json
 import os
 import re

@@ -185,7 +185,7 @@ def test_a_system_text_beside_a_systems_turn_is_refused_by_its_column(tmp_path):
 def test_the_report_of_a_training_tells_what_was_not_read():
     from types import SimpleNamespace
 
-    from paleotrain.report.masked import inputs_table
+    from paleotrain.report.blocks import inputs_table
     entry = {"role": "training", "path": "a.jsonl", "documents": 2, "bytes": 9, "sha256": "0" * 64,
              "left_out": {"the column label, not read": 2}, "bad_lines": ["9: <no> JSON"]}
     table = inputs_table(SimpleNamespace(manifest={"inputs": [entry, {name: entry[name] for name in ("role", "path", "documents", "bytes", "sha256")}]}))

@@ -1,4 +1,4 @@
-"""run_curriculum.ipynb and report_curriculum.ipynb end to end: micro phases, one of them changed, a killed chain, a missed gate, and what is refused."""
+"""run_curriculum.ipynb and its report end to end: micro phases, one of them changed, a killed chain, a missed gate, and what is refused."""
 import json
 import os
 import re

@@ -1,4 +1,4 @@
-"""run_evaluate.ipynb and report_evaluate.ipynb end to end: a tiny model made here, judged by the command and against itself, and what is refused."""
+"""run_evaluate.ipynb and its report end to end: a tiny model made here, judged by the command and against itself, and what is refused."""
 import json
 import math
 import re

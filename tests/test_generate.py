@@ -1,4 +1,4 @@
-"""run_generate.ipynb, report_generate.ipynb and widget_generate.ipynb end to end on a small model, and what is refused."""
+"""run_generate.ipynb, its report and widget_generate.ipynb end to end on a small model, and what is refused."""
 import json
 import re
 

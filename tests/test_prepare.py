@@ -98,7 +98,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def test_command_leaves_corpora_manifests_and_a_report(runs, tmp_path, monkeypatch):
-    """run_prepare.ipynb through the command, then report_prepare.ipynb; the shipped sample."""
+    """run_prepare.ipynb through the command, then its report; the shipped sample."""
     monkeypatch.setenv("PALEOTRAIN_DATA", str(tmp_path / "data"))
     done = here("run", "prepare", "--preset", "prepare_demo")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -12,7 +12,8 @@ from filelock import FileLock
 
 from conftest import HOSTILE, ROOT, examples, page_of
 from paleotrain.report.record import VERDICTS, read_run
-from paleotrain.report.masked import BADGES, render_report
+from paleotrain.report.blocks import BADGES
+from paleotrain.report.page import render_report
 from paleotrain.report.terminal import claims_table, compare_runs
 
 SECTIONS = ["Verdicts", "Before and after", "Curves", "Terms", "Samples", "Oddities", "Data", "Parameters", "Limits", "Environment", "Repeat", "Glossary"]
@@ -235,9 +236,9 @@ def test_a_report_that_cannot_be_made_leaves_the_old_one(whole: Path, tmp_path: 
 
 def test_as_a_subprocess(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"run_id": "dapt-x"}')
-    done = subprocess.run([sys.executable, "-m", "paleotrain.report.masked", tmp_path], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "paleotrain.report.page", tmp_path], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == str(tmp_path.resolve() / "report.html") and done.stderr == ""
-    wrong = subprocess.run([sys.executable, "-m", "paleotrain.report.masked", tmp_path / "none"], capture_output=True, text=True)
+    wrong = subprocess.run([sys.executable, "-m", "paleotrain.report.page", tmp_path / "none"], capture_output=True, text=True)
     assert wrong.returncode == 2 and wrong.stderr.strip().endswith("paleotrain runs lists them") and "Traceback" not in wrong.stderr
 
 

@@ -1,4 +1,4 @@
-"""The report of a model from scratch, end to end: the invented run of 10_report/07_causal in every state, rendered by report_causal.ipynb and read back."""
+"""The report of a model from scratch, end to end: the invented run of 10_report/07_causal in every state, rendered and read back."""
 import csv
 import json
 import re
@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from conftest import HOSTILE, examples, page_of
 from paleotrain.report.record import NARROW, read_run
-from paleotrain.report.masked import render_report
+from paleotrain.report.page import render_report
 from paleotrain.report.terminal import claims_table, compare_runs
 
 SECTIONS = ["Verdicts", "Curves", "Scores", "Samples", "Oddities", "Model", "Data", "Parameters", "Limits", "Environment", "Repeat", "Glossary"]

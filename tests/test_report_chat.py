@@ -1,4 +1,4 @@
-"""The reports of chat training, end to end: the invented chain of 10_report/14_chat in every state, by report_sft.ipynb and report_curriculum.ipynb."""
+"""The reports of chat training, end to end: the invented chain of 10_report/14_chat in every state."""
 import json
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from conftest import HOSTILE, examples, page_of, sections, table
 from paleotrain.report import curriculum as report_curriculum
 from paleotrain.report.record import NARROW, read_run
 from paleotrain.evaluation.red_lines import ADVICE
-from paleotrain.report.masked import render_report
+from paleotrain.report.page import render_report
 
 SFT = ["Verdicts", "Before and after", "Curves", "Scores", "Failures", "Red lines", "Oddities", "Data", "Parameters", "Limits",
        "Environment", "Repeat", "Glossary"]

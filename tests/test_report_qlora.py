@@ -1,4 +1,4 @@
-"""The reports of domain adapters, end to end: the invented runs of 10_report/18_compare in every state, by report_qlora.ipynb and report_domains.ipynb."""
+"""The reports of domain adapters, end to end: the invented runs of 10_report/18_compare in every state."""
 import csv
 import html
 import json
@@ -13,7 +13,7 @@ from conftest import HOSTILE, examples, page_of, sections
 from paleotrain.report import compare as report_compare
 from paleotrain.report import domains as report_domains
 from paleotrain.report.record import NARROW, number, percent, read_run
-from paleotrain.report.masked import render_report
+from paleotrain.report.page import render_report
 
 QLORA = ["Verdicts", "Before and after", "Elsewhere", "Questions with a key", "Samples", "Curves", "Oddities", "Adapter", "Data", "Parameters", "Limits",
          "Environment", "Repeat", "Glossary"]

@@ -5,25 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from paleotrain.report import masked as report
-from paleotrain.report import causal as report_causal
-from paleotrain.report import chat_data as report_chatdata
-from paleotrain.report import compare as report_compare
-from paleotrain.report import curriculum as report_curriculum
-from paleotrain.report import domains as report_domains
-from paleotrain.report import evaluate as report_evaluate
-from paleotrain.report import generate as report_generate
-from paleotrain.report import prepare as report_prepare
-from paleotrain.report import scaling as report_scaling
-from paleotrain.report import sft as report_sft
-from paleotrain.report import tokenizer as report_tokenizer
 from paleotrain.report import summary
 from paleotrain.runs.claims import Claim, Result, claim, of_seeds, settle
+from paleotrain.report.page import PAGES
 from paleotrain.report.record import NARROW, RunRecord, percent
 
-LEADS = {"dapt": report.lead, "masked": report.lead, "causal": report_causal.lead, "sft": report_sft.lead, "curriculum": report_curriculum.lead,
-         "qlora": report_compare.lead, "domains": report_domains.lead, "scaling": report_scaling.lead, "prepare": report_prepare.lead,
-         "tokenizer": report_tokenizer.lead, "chatdata": report_chatdata.lead, "evaluate": report_evaluate.lead, "generate": report_generate.lead}
+LEADS = {name: page.lead for name, page in PAGES.items() if name != "pretrain"} | {"masked": PAGES["pretrain"].lead}
 PHASES = {"masked": "pretrain", "causal": "pretrain"} # where the phase has another name
 
 

@@ -1,4 +1,4 @@
-"""run_scaling.ipynb and report_scaling.ipynb end to end: three micro rungs, a killed ladder that goes on, and what is refused."""
+"""run_scaling.ipynb and its report end to end: three micro rungs, a killed ladder that goes on, and what is refused."""
 import csv
 import json
 import math

@@ -1,4 +1,4 @@
-"""run_tokenizer.ipynb and report_tokenizer.ipynb end to end: the demo through the command, and what is refused."""
+"""run_tokenizer.ipynb and its report end to end: the demo through the command, and what is refused."""
 import json
 import re
 

@@ -174,7 +174,7 @@ def refused(error: BaseException | None) -> int:
 # %% ../../nbs/12_app/05_cli.ipynb #a8e014f0
 def conclude(folder: Path, error: BaseException | None) -> int:
     "Render the report if the notebook could not, say in one line how the run ended, and return the exit code."
-    from paleotrain.report.masked import render_report # with matplotlib, a second: not before a typo is answered
+    from paleotrain.report.page import render_report # with matplotlib, a second: not before a typo is answered
     from paleotrain.report.terminal import claims_table
     name, text = told(error)
     stopped = name == "Stopped" # by the run's own rules: all is written, the report too
@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "run": return run_phase(given, settings)
         if given.command == "runs": print(list_runs(settings))
         if given.command == "report":
-            from paleotrain.report.masked import render_report
+            from paleotrain.report.page import render_report
             print(render_report(find_run(given.run, settings)))
         if given.command == "compare":
             from paleotrain.report.terminal import compare_runs

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['LINES', 'NO_REASON', 'red_limits', 'figure_of', 'nearest', 'gauge', 'unjudged', 'red_cell', 'red_lines', 'restart',
-           'no_restart', 'no_reason_here', 'chat_header']
+           'no_reason_here', 'no_restart', 'chat_header']
 
 # %% ../../nbs/10_report/15_chat_lines.ipynb #2852bf30
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ..core.configurations import RedLines
 from ..evaluation.red_lines import ADVICE, DONE, no_reason
-from .chat import WRONG, crossing, plain_name
-from .masked import header
+from .chat import WRONG, crossing, plain_name, trainings
+from .blocks import header
 from .record import RunRecord, absent, esc, note, small, table
 from .summary import sentence
 
@@ -96,16 +96,21 @@ NO_REASON = {
     "A loss that falls slowly": "as long as it falls. The line for a stuck loss is about one that stays near the loss it began with.",
 }
 
-def no_restart(found: Sequence[str] = ()) -> str: # of these situations, as sentences, those that hold here
-    rows = "".join(f"<li><b>{name}</b>: {said}</li>" for name, said in NO_REASON.items())
-    here = f"<p>Of these, at the last evaluation:</p><ul>{''.join(f'<li>{esc(one)}</li>' for one in found)}</ul>" if found else ""
-    return f"<p>Three situations are no reason to restart:</p><ul>{rows}</ul>{here}"
-
 def no_reason_here(run: RunRecord) -> list[str]:
     "Those of a run that crossed no red line; with replay no gap is told, since its two losses are of different text."
     found, last = run.of_kind("eval"), (run.of_kind("eval") or [{}])[-1]
     return [] if crossing(run) else [said for said in no_reason(found) if not (last.get("replayed") and said.startswith("Generalisation gap"))]
 
-def chat_header(run: RunRecord, lead: str, runs: Mapping[str, RunRecord]) -> str: # after a red line or a missed gate nobody is told to go on
+def no_restart(runs: Mapping[str, RunRecord]) -> str:
+    "What is no reason to begin again, and what of it holds here."
+    several = len(runs) > 1
+    found = [f"{name}: {said}" if several else said for name, run in runs.items() for said in no_reason_here(run)]
+    rows = "".join(f"<li><b>{name}</b>: {said}</li>" for name, said in NO_REASON.items())
+    here = f"<p>Of these, at the last evaluation:</p><ul>{''.join(f'<li>{esc(one)}</li>' for one in found)}</ul>" if found else ""
+    return f"<p>Three situations are no reason to restart:</p><ul>{rows}</ul>{here}"
+
+def chat_header(run: RunRecord, lead: str) -> str: # after a red line or a missed gate nobody is told to go on
+    runs = trainings(run)
     ended = any(map(crossing, runs.values())) or re.search("missed its gate|crossed a red line", str(run.get("terminal").get("reason")))
-    return re.sub("<p>Go on with .*?</p>", "", header(run, lead)) if ended else header(run, lead)
+    top = header(run, lead)
+    return (re.sub("<p>Go on with .*?</p>", "", top) if ended else top) + restart(runs)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['EDGE', 'SEARCHED', 'Oddity', 'per_token', 'reasons', 'above_validation', 'after_the_best', 'worse_than_start',
-           'all_vocabulary', 'at_the_edge', 'oddities', 'oddities_html', 'of_inner']
+           'all_vocabulary', 'at_the_edge', 'oddities', 'oddities_html', 'without_links']
 
 # %% ../../nbs/10_report/04_oddities.ipynb #f41243d8
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from .figures import TEXTS, kept, part, series
@@ -134,5 +134,5 @@ def oddities_html(
     rows, said = "".join(map(line, [*further, *oddities(run)])), f"Looked for: {', '.join(filter(None, (searched, SEARCHED)))}."
     return f"<ul>{rows}</ul>{note(said)}" if rows else note("Nothing odd was found. " + said)
 
-def of_inner(runs: Mapping[str, RunRecord]) -> str: # those of the trainings inside a run, by name; where they are seen is in the reports of these
-    return "".join(f"<h3>{esc(name)}</h3>{re.sub('<a class=.small. .*?</a>', '', oddities_html(run))}" for name, run in runs.items())
+def without_links(html: str) -> str: # of a run inside another: where they are seen is in its own report
+    return re.sub("<a class=.small. .*?</a>", "", html)

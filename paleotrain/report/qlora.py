@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BITS', 'TEMPLATES', 'SIZES', 'RATES', 'quantisation_said', 'elsewhere_counts', 'size_said', 'adapter_table',
-           'sizes_table', 'memory_table', 'splits_table', 'data_notes', 'plot_rates']
+           'sizes_table', 'memory_table', 'splits_table', 'data_notes', 'plot_rates', 'splits']
 
 # %% ../../nbs/10_report/20_qlora.ipynb #9633fb45
 from typing import Any
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from .causal import NAMES, panels
 from .chat import bar
 from .compare import SIGNS, direction, domain_of, loss_rows, own_row
-from .masked import inputs_table
+from .blocks import inputs_table
 from .record import RunRecord, absent, count, esc, filesize, number, percent, small, table, typeset
 from .summary import sentence
 
@@ -104,3 +104,5 @@ def data_notes(run: RunRecord) -> str:
 RATES = (("tokens_per_s", "tokens per second"), ("memory_gb", "memory, GB"), ("grad_norm", "norm of the gradient"), ("learning_rate", "learning rate"))
 
 def plot_rates(run: RunRecord) -> Figure | None: return panels(run, RATES) # what the training was like, a panel each
+
+def splits(run: RunRecord) -> str: return splits_table(run) + data_notes(run)
