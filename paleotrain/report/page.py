@@ -56,7 +56,7 @@ def page(
     return Page(lead, lambda run: top(run, lead(run)), (section("Verdicts", verdicts), *sections, *ends))
 
 # %% ../../nbs/10_report/22_page.ipynb #ce1080de
-CHANGE = ("Change of each metric against the baseline with its 95 % interval. Dashed: the criterion; shaded: where it is met. "
+CHANGE = ("Change of each metric against the baseline with its 95 % interval. Dashed: the criterion. "
           "● met, ✕ not met, ○ inconclusive, □ too few documents, ✚ before training, ◆ no criterion.")
 FREQUENCY = ("Where the gain comes from: change of each term by its occurrences in the training text. Below zero is better; "
              "area: test occurrences; ◆ mean of half a decade, with its 95 % interval over terms.")
