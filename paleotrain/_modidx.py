@@ -2874,6 +2874,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'paleotrain.report.page.page': ('10_report/page.html#page', 'paleotrain/report/page.py'),
                                         'paleotrain.report.page.page_of': ('10_report/page.html#page_of', 'paleotrain/report/page.py'),
                                         'paleotrain.report.page.pairs': ('10_report/page.html#pairs', 'paleotrain/report/page.py'),
+                                        'paleotrain.report.page.part': ('10_report/page.html#part', 'paleotrain/report/page.py'),
                                         'paleotrain.report.page.render_report': ( '10_report/page.html#render_report',
                                                                                   'paleotrain/report/page.py'),
                                         'paleotrain.report.page.report_notebook': ( '10_report/page.html#report_notebook',

@@ -32,7 +32,7 @@ def source(cell: dict) -> str:
 
 
 def skips_execution(notebook: Path) -> bool:
-    return any(re.search(r"^- skip_exec: true$", source(c), re.M) for c in cells(notebook)[:2] if c["cell_type"] != "code")
+    return any(re.search(r"^(- )?skip_exec: true$", source(c), re.M) for c in cells(notebook)[:2] if c["cell_type"] != "code")
 
 
 def files() -> list[Path]:
@@ -127,7 +127,7 @@ def import_order(folder: Path = ROOT / "nbs") -> list[str]:
 
 
 CEILINGS = { # Python tokens of each part: as they were when it became one
-    "app": 7_700, "chat": 16_000, "core": 8_600, "data": 42_300, "evaluation": 20_900, "models": 12_700, "phases":
+    "app": 7_700, "chat": 16_000, "core": 8_800, "data": 42_300, "evaluation": 20_900, "models": 12_700, "phases":
     66_100, "report": 52_300, "runs": 6_000, "tokenizers": 5_800, "training": 16_000,
 }
 
@@ -173,37 +173,50 @@ def large_or_dirty() -> list[str]:
     return found
 
 
-def parameters_cell(phase: str) -> str:
-    """The parameters of a phase as its run notebook declares them: name, type, and what each is, all None until somebody sets them."""
+def parameters_cells(phase: str) -> dict[str, str]:
+    """The parameters of a phase as its run notebook declares them, by the tag of the cell: name, type, what each is; all None until somebody sets them.
+
+    Where they are many, the cell `first` has those that matter most; the folded one behind it takes them over and has the others, and is what papermill sets.
+    """
     from typing import Literal, get_args, get_origin
 
     from paleotrain.core.configurations import CONFIGURATIONS
-    lines = ["preset: str = None  # values for all that is not set here; None: from settings.ini",
-             "resume: str = None  # id of an interrupted run to go on with"]
-    for name, field in CONFIGURATIONS[phase].model_fields.items():
+    config = CONFIGURATIONS[phase]
+    lines = {"preset": ("str", "values for all that is not set here; None: from settings.ini"),
+             "resume": ("str", "id of an interrupted run to go on with")}
+    for name, field in config.model_fields.items():
         kind = next((one for one in get_args(field.annotation) if type(None) in get_args(field.annotation)), field.annotation) # of X | None, X
-        written = "str" if get_origin(kind) is Literal else getattr(get_origin(kind) or kind, "__name__", "str")
-        lines.append(f"{name}: {written} = None  # {field.description}")
-    return "\n".join(lines)
+        lines[name] = "str" if get_origin(kind) is Literal else getattr(get_origin(kind) or kind, "__name__", "str"), field.description
+    def declared(name: str, value: str) -> str: return f"{name}: {lines[name][0]} = {value}  # {lines[name][1]}"
+    if not config.FIRST: return {"parameters": "\n".join(declared(name, "None") for name in lines)}
+    first = ["preset", "resume", *config.FIRST]
+    rest = [name for name in lines if name not in first]
+    folded = [*(declared(name, name) for name in first), *(declared(name, "None") for name in rest)]
+    return {"first": "\n".join(declared(name, "None") for name in first),
+            "parameters": "\n".join(["# the parameters above as papermill reads them, and all others", *folded])}
 
 
 def parameters_out_of_step(write: bool = False) -> list[str]:
-    """Run notebooks whose parameters cell is not that of their configuration; mended where asked."""
+    """Run notebooks whose parameters cells are not those of their configuration; mended where asked."""
     from paleotrain.core.configurations import CONFIGURATIONS
     found = []
     for path in sorted((ROOT / "nbs").glob("run_*.ipynb")):
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        cell, phase = next((c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])), None), path.stem.removeprefix("run_")
-        if cell is None or phase not in CONFIGURATIONS:
-            fix = "give a code cell the tag parameters" if cell is None else f"enter {phase} in CONFIGURATIONS of 01_core/04_configurations, and nbdev-export"
+        notebook, phase = json.loads(path.read_text(encoding="utf-8")), path.stem.removeprefix("run_")
+        wanted = parameters_cells(phase) if phase in CONFIGURATIONS else {}
+        there = {tag: cell for cell in notebook["cells"] for tag in cell["metadata"].get("tags", [])}
+        if "parameters" not in there or not wanted:
+            fix = f"enter {phase} in CONFIGURATIONS of 01_core/04_configurations, and nbdev-export" if not wanted else "give a code cell the tag parameters"
             found.append(f"{path.name}: its parameters are not known: {fix}")
             continue
-        wanted = parameters_cell(phase)
-        if source(cell) == wanted: continue
+        if all(tag in there and source(there[tag]) == text for tag, text in wanted.items()): continue
         found.append(f"{path.name}: its parameters cell is out of step: run tests/house.py --write-parameters")
-        if write:
-            cell["source"] = wanted.splitlines(keepends=True)
-            path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if not write: continue
+        if "first" in wanted and "first" not in there:
+            there["first"] = there["parameters"] | {"id": "first", "metadata": {"tags": ["first"]}}
+            notebook["cells"].insert(notebook["cells"].index(there["parameters"]), there["first"])
+            there["parameters"]["metadata"]["jupyter"] = {"source_hidden": True}
+        for tag, text in wanted.items(): there[tag]["source"] = text.splitlines(keepends=True)
+        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return found
 
 

@@ -156,12 +156,13 @@ def test_a_dead_link_is_found(page, lab):
 
 
 def set_parameters(notebook: Path, values: dict) -> None:
-    """Write values into the parameters cell, as a user does."""
+    """Write values into the parameters cells, as a user does."""
     text = json.loads(notebook.read_text(encoding="utf-8"))
-    cell = next(cell for cell in text["cells"] if "parameters" in cell["metadata"].get("tags", []))
-    source = "".join(cell["source"])
-    for name, value in values.items(): source, (_) = re.subn(rf"^({name}: \w+) = None", rf"\g<1> = {value!r}", source, flags=re.M)
-    cell["source"] = source
+    for cell in text["cells"]:
+        source = "".join(cell["source"])
+        if not {"first", "parameters"} & set(cell["metadata"].get("tags", [])): continue
+        for name, value in values.items(): source = re.sub(rf"^({name}: \w+) = None", rf"\g<1> = {value!r}", source, flags=re.M)
+        cell["source"] = source
     notebook.write_text(json.dumps(text), encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from filelock import FileLock
 from conftest import HOSTILE, ROOT, examples, page_of
 from paleotrain.report.record import VERDICTS, read_run
 from paleotrain.report.blocks import BADGES
-from paleotrain.report.page import render_report
+from paleotrain.report.page import PAGES, render_report
 from paleotrain.report.terminal import claims_table, compare_runs
 
 SECTIONS = ["Verdicts", "Before and after", "Curves", "Terms", "Samples", "Oddities", "Data", "Parameters", "Limits", "Environment", "Repeat", "Glossary"]
@@ -277,3 +277,11 @@ def test_a_browser_requests_nothing(whole: Path, tmp_path: Path) -> None:
     assert page_requests(control, tmp_path, browser) == ["http://control.invalid/x.png", "https://cdn.invalid/a.js"] # the log sees requests
     shutil.rmtree(tmp_path / "profile")
     assert page_requests(whole / "report.html", tmp_path, browser) == []
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "nbs").glob("run_*.ipynb")), ids=lambda path: path.stem)
+def test_a_run_notebook_shows_sections_that_its_report_has(notebook):
+    phase = notebook.stem.removeprefix("run_")
+    asked = re.findall(r'part\(run.folder, \\"(.+?)\\"\)', notebook.read_text(encoding="utf-8"))
+    for kind in ("pretrain", "causal") if phase == "pretrain" else (phase,): # both kinds have them
+        assert asked and set(asked) <= {one.title for one in PAGES[kind].sections}

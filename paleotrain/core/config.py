@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -49,6 +49,7 @@ class Typed(BaseModel):
 
 class PhaseConfig(Typed):
     "Base of a phase's parameters: unknown names are refused, values are checked on assignment too."
+    FIRST: ClassVar[tuple[str, ...]] = () # those that matter most, where there are many: a notebook shows them and folds the others
     model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=(), allow_inf_nan=False)
 
 ConfigT = TypeVar("ConfigT", bound=PhaseConfig)

@@ -11,7 +11,7 @@ __all__ = ['FAMILIES', 'TOKENIZERS', 'CONFIGURATIONS', 'TrainConfig', 'DaptConfi
 # %% ../../nbs/01_core/04_configurations.ipynb #ce95df64
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
@@ -63,6 +63,8 @@ class TrainConfig(PhaseConfig):
 # %% ../../nbs/01_core/04_configurations.ipynb #70d8e7fc
 class DaptConfig(TrainConfig):
     "Parameters of a DAPT run, beside those of every training."
+    FIRST: ClassVar = ("corpus", "general", "terms", "base_model", "domain", "control",
+                       "max_steps", "learning_rate", "per_device_train_batch_size", "max_seq_length", "seed") # in its notebook
     domain: str = Field("the domain", description="what the text is about, in words for the report's title")
     base_model: str = Field("artifacts/tiny-base", description="folder or hub name of the model to adapt")
     corpus: list[str] = Field(["data/sample/cambrian.jsonl"], min_length=1, description="domain text: files, folders or globs (.jsonl, .txt); several with ;")
@@ -108,6 +110,8 @@ class TextConfig(PhaseConfig):
 # %% ../../nbs/01_core/04_configurations.ipynb #2f442431
 class PretrainConfig(TrainConfig, TextConfig):
     "Parameters of pretraining, beside those of every training."
+    FIRST: ClassVar = ("corpus", "split", "family", "parameters", "tokenizer", "base_model", "name",
+                       "max_steps", "learning_rate", "per_device_train_batch_size", "max_seq_length", "seed") # in its notebook
     name: str = Field("a small model", description="what the model is called in the report")
     family: Literal["auto", "deberta", "gpt2", "llama", "qwen2", "char_lstm"] = Field(
         "auto", description="architecture; deberta is masked, the others causal; auto: a small llama that suits text and machine, or base_model's")
@@ -190,6 +194,8 @@ def read_rung(
 # %% ../../nbs/01_core/04_configurations.ipynb #879bd89f
 class ScalingConfig(TextConfig):
     "Parameters of a ladder."
+    FIRST: ClassVar = ("corpus", "rungs", "name", "tokens", "vocab_size",
+                       "seeds", "learning_rate", "max_seq_length", "seed") # in its notebook
     name: str = Field("a small ladder", description="what the ladder is called in the report")
     rungs: list[str] = Field(["llama bpe 0.3M", "llama bpe 1M", "llama bpe 3M"], min_length=1,
                              description="family, tokenizer and size of each model; several with ;")
@@ -290,6 +296,8 @@ class Controls(PhaseConfig):
 # %% ../../nbs/01_core/04_configurations.ipynb #08fe5188
 class PrepareConfig(Controls):
     "Parameters of preparing corpora, beside the controls of downloading."
+    FIRST: ClassVar = ("sources", "name", "evaluation", "languages", "max_docs_per_source",
+                       "offline", "test_fraction", "validation_fraction", "seed") # in its notebook
     sources: list[str] = Field(["data/sample"], min_length=1,
                                description="names in nbs/sources, paths of such a .yaml, or files and folders of text; several with ;")
     name: str = Field("own", pattern=r"^[\w-]+$", description="domain of files that are named by path")
@@ -362,6 +370,8 @@ class RedLines(BaseModel):
 # %% ../../nbs/01_core/04_configurations.ipynb #73a55c7a
 class SftConfig(TrainConfig, RedLines):
     "Parameters of a phase of chat training, beside those of every training."
+    FIRST: ClassVar = ("data", "base_model", "name", "evaluation", "replay", "general",
+                       "target_exact", "max_steps", "learning_rate", "per_device_train_batch_size", "seed") # in its notebook
     per_device_train_batch_size: int = Field(16, ge=1, description="conversations, or packed rows, in a micro-batch")
     gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches in an optimizer step")
     max_seq_length: int = Field(256, ge=16, le=4096, description="tokens of the longest conversation, and of a packed row; at most the base's context")
@@ -437,12 +447,16 @@ class AdapterConfig(TrainConfig):
 # %% ../../nbs/01_core/04_configurations.ipynb #092c1d91
 class QloraConfig(AdapterConfig):
     "Parameters of one adapter."
+    FIRST: ClassVar = ("domain", "base_model", "data", "others", "general", "quantization",
+                       "lora_r", "max_steps", "learning_rate", "per_device_train_batch_size", "seed") # in its notebook
     domain: str = Field("", pattern=r"^[\w-]*$", description="what the adapter is for: its data is data/sft/<domain>, it becomes artifacts/adapters/<domain>")
     data: list[str] = Field([], description="conversations, where they are not in data/sft/<domain>: a prepared folder, or files; several with ;")
 
 # %% ../../nbs/01_core/04_configurations.ipynb #0d2bb2e6
 class DomainsConfig(AdapterConfig):
     "Parameters of adapters for several domains."
+    FIRST: ClassVar = ("domains", "base_model", "others", "general", "quantization", "lora_r",
+                       "max_steps", "learning_rate", "per_device_train_batch_size", "seed") # in its notebook
     domains: list[str] = Field(["debate", "medicine", "ecology", "education"], min_length=2,
                                description="names of folders in data/sft, in the order of training; several with ;")
 

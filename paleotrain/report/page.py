@@ -8,7 +8,7 @@ __all__ = ['CHANGE', 'FREQUENCY', 'PARTS', 'RECOVERED', 'MASKED', 'EACH_UNIT', '
            'EVALUATE', 'GENERATE', 'KINDS', 'ANSWERS', 'NO_KIND', 'CHATDATA', 'EARLIER', 'LENGTHS', 'RED_LINES', 'SFT',
            'CURRICULUM', 'BOTH', 'PAIRED', 'LOST', 'BETWEEN', 'KEYED', 'NO_LOSS', 'NO_OTHER', 'TOKENS', 'OTHER',
            'QLORA', 'DOMAINS', 'PAGES', 'ABSENT', 'Section', 'Page', 'section', 'page', 'dotted', 'lines', 'over',
-           'mixed', 'pairs', 'changes', 'page_of', 'Shown', 'shown', 'report_notebook', 'render_report', 'main']
+           'mixed', 'pairs', 'changes', 'page_of', 'Shown', 'shown', 'report_notebook', 'render_report', 'part', 'main']
 
 # %% ../../nbs/10_report/22_page.ipynb #0b02536b
 import re
@@ -303,6 +303,11 @@ def render_report(folder: Path) -> Path:
     write_json(folder / "report.ipynb", report_notebook(run, parts))
     atomic_write(folder / "report.html", template.render(title=title, top=parts.top, sections=parts.sections))
     return folder / "report.html"
+
+def part(folder: Path, title: str) -> str:
+    "One section of a run's page, as far as the run has come."
+    run = read_run(folder)
+    return next(one.html(run) for one in page_of(run).sections if one.title == title)
 
 def main() -> int:
     "`python -m paleotrain.report.page RUN_DIR`"
