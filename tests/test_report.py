@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from filelock import FileLock
+from nbformat.sign import NotebookNotary
 
 from conftest import HOSTILE, ROOT, examples, page_of
 from paleotrain.report.record import VERDICTS, read_run
@@ -213,7 +215,7 @@ def test_a_wrong_path_is_no_failed_training(tmp_path: Path) -> None:
 
 
 def test_every_verdict_has_a_look_of_its_own() -> None:
-    style = (ROOT / "nbs/report_template/index.html.j2").read_text(encoding="utf-8")
+    style = (ROOT / "nbs/report_template/blocks.css").read_text(encoding="utf-8")
     looks = [re.findall(rf"\.badge\.{verdict.lower().replace(' ', '-')} {{([^}}]*)}}", style) for verdict in VERDICTS]
     assert all(len(look) == 1 for look in looks) and len({look[0] for look in looks}) == len(VERDICTS)
     assert "background: var(--pass)" in looks[0][0] and "background: var(--fail)" in looks[1][0] # a failure weighs as much as a success
@@ -285,3 +287,10 @@ def test_a_run_notebook_shows_sections_that_its_report_has(notebook):
     asked = re.findall(r'part\(run.folder, \\"(.+?)\\"\)', notebook.read_text(encoding="utf-8"))
     for kind in ("pretrain", "causal") if phase == "pretrain" else (phase,): # both kinds have them
         assert asked and set(asked) <= {one.title for one in PAGES[kind].sections}
+
+
+def test_the_notebook_of_a_report_is_trusted_and_has_the_look_of_its_page(whole: Path) -> None:
+    notebook = nbformat.read(whole / "report.ipynb", as_version=4)
+    assert NotebookNotary().check_signature(notebook) # or JupyterLab would show the letters of a figure alone
+    shown = "".join(cell.outputs[0].data["text/html"] for cell in notebook.cells if cell.cell_type == "code")
+    assert "<svg" in shown and ".badge.pass" in shown

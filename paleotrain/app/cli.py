@@ -174,7 +174,7 @@ def refused(error: BaseException | None) -> int:
 # %% ../../nbs/12_app/05_cli.ipynb #a8e014f0
 def conclude(folder: Path, error: BaseException | None) -> int:
     "Render the report if the notebook could not, say in one line how the run ended, and return the exit code."
-    from paleotrain.report.page import render_report # with matplotlib, a second: not before a typo is answered
+    from paleotrain.report.page import render_report, trust # with matplotlib, a second: not before a typo is answered
     from paleotrain.report.terminal import claims_table
     name, text = told(error)
     stopped = name == "Stopped" # by the run's own rules: all is written, the report too
@@ -182,6 +182,7 @@ def conclude(folder: Path, error: BaseException | None) -> int:
         try:
             render_report(folder)
         except Exception as failure: print(f"no report: {type(failure).__name__}: {str(failure).splitlines()[-1]}", file=sys.stderr)  # noqa: BLE001 - a report never changes a run's end
+    if (folder / "run.ipynb").exists(): trust(folder / "run.ipynb")
     if (folder / "claims.json").exists(): print(f"\n{claims_table(folder)}")
     print(f"\nreport: {folder / 'report.html'}")
     if error is None: return 0

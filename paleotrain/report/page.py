@@ -7,8 +7,9 @@ __all__ = ['CHANGE', 'FREQUENCY', 'PARTS', 'RECOVERED', 'MASKED', 'EACH_UNIT', '
            'NO_RUNG', 'SCALING', 'WORDS_CUT', 'COST', 'TERMS', 'NO_TOKENIZER', 'TOKENIZER', 'FATES', 'PREPARE', 'UNITS',
            'EVALUATE', 'GENERATE', 'KINDS', 'ANSWERS', 'NO_KIND', 'CHATDATA', 'EARLIER', 'LENGTHS', 'RED_LINES', 'SFT',
            'CURRICULUM', 'BOTH', 'PAIRED', 'LOST', 'BETWEEN', 'KEYED', 'NO_LOSS', 'NO_OTHER', 'TOKENS', 'OTHER',
-           'QLORA', 'DOMAINS', 'PAGES', 'ABSENT', 'Section', 'Page', 'section', 'page', 'dotted', 'lines', 'over',
-           'mixed', 'pairs', 'changes', 'page_of', 'Shown', 'shown', 'report_notebook', 'render_report', 'part', 'main']
+           'QLORA', 'DOMAINS', 'PAGES', 'ABSENT', 'LOOK', 'Section', 'Page', 'section', 'page', 'dotted', 'lines',
+           'over', 'mixed', 'pairs', 'changes', 'page_of', 'Shown', 'shown', 'style_sheet', 'in_notebook', 'part',
+           'report_notebook', 'trust', 'render_report', 'main']
 
 # %% ../../nbs/10_report/22_page.ipynb #0b02536b
 import re
@@ -277,21 +278,45 @@ def shown(run: RunRecord) -> Shown:
     return Shown(top, {title: re.sub(rf"<figure>{ABSENT}</figure>|{ABSENT}", "", html) for title, html in sections.items() if title not in missing})
 
 # %% ../../nbs/10_report/22_page.ipynb #2942d921
+LOOK = ("colours", "blocks") # style sheets in report_template
+
+def style_sheet(name: str) -> str: return (load_settings().nbs / f"report_template/{name}.css").read_text(encoding="utf-8")
+
+def in_notebook(html: str) -> str: # what a page shows, with its look, for a cell
+    return f'<style>.paleotrain {{ {"".join(map(style_sheet, LOOK))} }}</style><div class="paleotrain">{html}</div>'
+
+def part(
+    folder: Path, # of the run
+    title: str = "", # of a section; "": what stands on top
+) -> str:
+    "A part of a run's page for a notebook, as far as the run has come."
+    run = read_run(folder)
+    about = page_of(run)
+    return in_notebook(next(one.html(run) for one in about.sections if one.title == title) if title else about.top(run))
+
+# %% ../../nbs/10_report/22_page.ipynb #61746690
 def report_notebook(run: RunRecord, parts: Shown) -> dict[str, Any]:
     "The sections as a notebook that can be executed again."
     def cell(number: int, kind: str, source: str, **more: Any) -> dict[str, Any]:
         return {"cell_type": kind, "id": f"part-{number}", "metadata": {}, "source": source} | more
     def code(number: int, source: str, html: str) -> dict[str, Any]:
-        output = {"output_type": "display_data", "data": {"text/html": html}, "metadata": {}}
+        output = {"output_type": "display_data", "data": {"text/html": in_notebook(html)}, "metadata": {}}
         return cell(number, "code", source, execution_count=None, outputs=[output])
-    opened = ("from pathlib import Path\nfrom IPython.display import HTML\nfrom paleotrain.report.page import read_run, shown\n\n"
-              f"run = read_run(Path({str(run.folder)!r}))\npage = shown(run)\nHTML(page.top)")
+    opened = ("from pathlib import Path\nfrom IPython.display import HTML\nfrom paleotrain.report.page import part\n\n"
+              f"run = Path({str(run.folder)!r})\nHTML(part(run))")
     cells = [cell(0, "markdown", f"# Report of {run.folder.name}"), code(1, opened, parts.top)]
     for title, html in parts.sections.items():
-        cells += [cell(len(cells), "markdown", f"## {title}"), code(len(cells) + 1, f"HTML(page.sections[{title!r}])", html)]
+        cells += [cell(len(cells), "markdown", f"## {title}"), code(len(cells) + 1, f"HTML(part(run, {title!r}))", html)]
     kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
     return {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
 
+def trust(notebook: Path) -> None:
+    "Sign a notebook that was executed here, so that JupyterLab shows its figures as they are and not as their letters alone."
+    from nbformat import read
+    from nbformat.sign import NotebookNotary
+    NotebookNotary().sign(read(notebook, as_version=4))
+
+# %% ../../nbs/10_report/22_page.ipynb #54ca7d4e
 def render_report(folder: Path) -> Path:
     "Make `report.ipynb` and the self-contained `report.html` of a run, in any state."
     from jinja2 import Environment
@@ -299,15 +324,11 @@ def render_report(folder: Path) -> Path:
     run = read_run(folder)
     parts = shown(run)
     template = Environment().from_string((load_settings().nbs / "report_template/index.html.j2").read_text(encoding="utf-8"))
-    title = f"{run.manifest.get('title') or 'Run'} · {run.manifest.get('run_id', folder.name)}"
+    title, look = f"{run.manifest.get('title') or 'Run'} · {run.manifest.get('run_id', folder.name)}", {name: style_sheet(name) for name in LOOK}
     write_json(folder / "report.ipynb", report_notebook(run, parts))
-    atomic_write(folder / "report.html", template.render(title=title, top=parts.top, sections=parts.sections))
+    trust(folder / "report.ipynb")
+    atomic_write(folder / "report.html", template.render(title=title, top=parts.top, sections=parts.sections, **look))
     return folder / "report.html"
-
-def part(folder: Path, title: str) -> str:
-    "One section of a run's page, as far as the run has come."
-    run = read_run(folder)
-    return next(one.html(run) for one in page_of(run).sections if one.title == title)
 
 def main() -> int:
     "`python -m paleotrain.report.page RUN_DIR`"
