@@ -99,6 +99,42 @@ def test_a_killed_ladder_goes_on_inside_its_rung(runs):
     assert steps == sorted(set(steps)) and steps[-1] == round(30_000 / 512)
 
 
+def ladder(**given):
+    """A ladder to its end, in this process; its run and the statuses it has logged."""
+    from paleotrain.core.settings import load_settings
+    from paleotrain.phases.scaling import ScalingConfig, climb, prepare_ladder
+    from paleotrain.runs.session import open_run
+    run, config = open_run("scaling", ScalingConfig, MICRO | given, load_settings())
+    prepare_ladder(run, config, load_settings())
+    climb(run, config, load_settings())
+    return run.folder, [e["status"] for e in events(run.folder) if e["kind"] == "status"]
+
+
+def test_a_longer_ladder_trains_its_new_rung_alone(climbed, monkeypatch, tmp_path, capsys):
+    """The rung of an earlier ladder is taken over whole; on other text, from another split or by other code it is trained anew."""
+    from paleotrain.runs import series
+    first, _ = climbed
+    monkeypatch.setenv("PALEOTRAIN_RUNS", str(first.parent))
+    second, said = ladder(rungs="llama bpe 15k;llama bpe 50k")
+    assert said == ["started", "claims", "reused", "rung", "finished"]
+    assert f"rung 1 of 2: llama-bpe-15k: nothing has changed since {first.name}/rungs/llama-bpe-15k, taken over" in capsys.readouterr().out
+    for name in ("model/model.safetensors", "events.jsonl", "tables/units.csv", "claims.json"):
+        assert (second / "rungs/llama-bpe-15k" / name).read_bytes() == (first / "rungs/llama-bpe-15k" / name).read_bytes()
+    manifest = json.loads((second / "rungs/llama-bpe-15k/manifest.json").read_text())
+    assert (manifest["run_id"], manifest["reused_from"]) == (f"{second.name}/rungs/llama-bpe-15k", f"{first.name}/rungs/llama-bpe-15k")
+    figures = ("rung", "parameters", "bits_per_byte", "validation_bits_per_byte", "tokens", "seconds")
+    assert [rows(second, "ladder")[0][name] for name in figures] == [rows(first, "ladder")[0][name] for name in figures]
+    trained = ["started", "claims", "rung", "finished"]
+    more = tmp_path / "more.jsonl"
+    for animal in ("worm", "trilobite"): # a file that is called as it was
+        more.write_text(json.dumps({"text": f"The last fossil of the valley is a {animal}."}) + "\n")
+        assert ladder(rungs="llama bpe 15k", corpus=f"data/sample;{more}")[1] == trained
+    assert ladder(rungs="llama bpe 15k", test_fraction=0.35)[1] == trained
+    monkeypatch.setattr(series, "code_hash", lambda trains: "of other modules")
+    assert ladder(rungs="llama bpe 15k")[1] == trained
+    assert ladder(rungs="llama bpe 15k")[1] == ["started", "claims", "reused", "finished"]
+
+
 @pytest.mark.parametrize(("given", "said"), [
     ({"rungs": "llama 15k"}, "rungs: 'llama 15k' is no rung; write family, tokenizer and size"),
     ({"rungs": "lama bpe 15k"}, "rungs: no family 'lama'"),

@@ -37,10 +37,11 @@ def sha256(
 
 def sha256_file(
     path: Path, # a file, or a folder whose files are hashed with their relative names
+    without: str = "", # name of files of a folder that do not count, such as a model's card
 ) -> str:
     "SHA-256 of a file in constant memory; of a folder, over its files in name order."
     if path.is_dir():
-        names = sorted(p for p in path.rglob("*") if p.is_file())
+        names = sorted(p for p in path.rglob("*") if p.is_file() and p.name != without)
         return sha256("\n".join(f"{p.relative_to(path).as_posix()} {sha256_file(p)}" for p in names))
     with path.open("rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.configurations import QloraConfig
-from ..core.files import read_json, sha256, sha256_file
+from ..core.files import read_json, sha256_file
 from ..core.settings import Settings, UserError, locate, shown_path
 from ..runs.directory import Run, find_run, same_parent
 
@@ -57,8 +57,7 @@ def model_hash(
         from huggingface_hub import try_to_load_from_cache
         config = try_to_load_from_cache(str(place), "config.json")
         return Path(config).parent.name if isinstance(config, str) else str(place)
-    names = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "README.md")
-    return sha256("\n".join(f"{p.relative_to(folder).as_posix()} {sha256_file(p)}" for p in names))
+    return sha256_file(folder, without="README.md")
 
 def parent_of(
     run: Run,

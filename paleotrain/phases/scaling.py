@@ -6,8 +6,8 @@
 __all__ = ['STUDENT', 'SLOPE', 'SAME', 'longest', 'unit_sums', 'measured_cost', 'non_embedding', 'training_row', 'mean_row',
            'read_samples', 'folder_of', 'finished_rungs', 'of_chance', 'widened', 'Losses', 'losses', 'Ladder',
            'ladder_tables', 'fitted', 'exponent_chance', 'ladder_claims', 'best_rung', 'settle_size', 'settle_exponent',
-           'settle_matched', 'take', 'judge_ladder', 'learning_rate', 'steps_of', 'rung_config', 'vocabularies',
-           'ladder_problems', 'prepare_ladder', 'run_rung', 'climb']
+           'settle_matched', 'judge_ladder', 'learning_rate', 'steps_of', 'rung_config', 'vocabularies',
+           'ladder_problems', 'prepare_ladder', 'rung_run', 'climb']
 
 # %% ../../nbs/09_phases/10_scaling.ipynb #9bba640f
 import json
@@ -25,7 +25,7 @@ from ..core.files import read_json, write_json
 from ..core.settings import Settings, UserError
 from ..runs.claims import Claim, Result, claim, of_seeds, promise, settle
 from ..runs.directory import Run, derive_status, finish, read_events, table, write_table
-from ..runs.session import inner_run
+from ..runs.series import InnerRun, finished_run, key_of, take_result
 from ..models.causal import count_parameters, solve_shape
 from ..evaluation.intervals import BITS, Floats, interval, resample, sure_interval
 from ..evaluation.power_law import fit_power_law, forecast_largest, power_fit
@@ -289,13 +289,6 @@ def settle_matched(claims: Sequence[Claim], rows: Sequence[Mapping[str, Any]]) -
     result = Result(apart, sum(map(len, several)))
     settle(claims, "matched", result, met=apart <= .05 and equal, note="tokens equal" if equal else "the tokens differ")
 
-def take(entry: Claim, folder: Path) -> None:
-    "The claim becomes what the best rung's own run came to."
-    own = next((c for c in read_json(folder / "claims.json") if c["id"] == entry["id"]), None)
-    if own is None: entry |= {"verdict": "NOT RUN", "note": f"{folder.name} makes no such claim"}; return
-    for name in ("id", "statement", "metric", "criterion"): own.pop(name)
-    entry |= own | {"note": "; ".join(filter(None, (own["note"], f"of {folder.name}")))}
-
 # %% ../../nbs/09_phases/10_scaling.ipynb #a5f871b6
 def judge_ladder(run: Run, rungs: Sequence[Rung], seed: int, seeds: int = 1) -> list[Claim]:
     "Tables and claims of the whole ladder, and the run's end."
@@ -307,7 +300,7 @@ def judge_ladder(run: Run, rungs: Sequence[Rung], seed: int, seeds: int = 1) -> 
     settle_exponent(claims, ladder, (most[0].family, most[0].tokenizer), kind)
     settle_matched(claims, ladder.rows)
     for one in claims:
-        if one["id"] in ("validation_nats_per_character", "bits_per_byte"): take(one, best)
+        if one["id"] in ("validation_nats_per_character", "bits_per_byte"): take_result(one, one["id"], best, note=f"of {best.name}")
     write_json(run.folder / "claims.json", claims)
     seconds = sum(row["seconds"] * row["seeds"] for row in ladder.rows)
     finish(run, "finished", "the last rung", steps=len(ladder.rows), seconds=round(seconds, 1), best=best.name)
@@ -372,26 +365,24 @@ def prepare_ladder(run: Run, config: ScalingConfig, settings: Settings) -> list[
     return [f"{name:24}{count:>22}   {said}" for name, count, said in rows] + [f"note: {problem}" for problem in problems]
 
 # %% ../../nbs/09_phases/10_scaling.ipynb #10e7696c
-def run_rung(run: Run, config: ScalingConfig, rung: Rung, seed: int, settings: Settings) -> None:
-    "One training of a rung from its text to its claims, as a run of its own inside `run`."
-    given = rung_config(config, rung, seed).model_dump(exclude_unset=True)
-    inside = folder_of(run.folder, rung, seed, config.seed).parent.name
-    with inner_run(run, rung.name, "pretrain", PretrainConfig, given, settings, inside) as (inner, own):
+def rung_run(run: Run, config: ScalingConfig, rung: Rung, seed: int, told: str) -> InnerRun:
+    "One training of a rung, from its text to its claims."
+    def train(inner: Run, own: PretrainConfig, settings: Settings) -> None:
         data = prepare(inner, own.model_copy(update={"seed": config.seed}), settings) # the text is split alike for all
         loaded = load_or_make(inner, own, data, settings)
         plan, mix, collate, own = plan_pretrain(inner, own, data, loaded, settings)
-        trained = train_pretrain(inner, own, loaded, data, plan, mix, collate)
-        judge_pretrain(inner, own, data, trained)
+        judge_pretrain(inner, own, data, train_pretrain(inner, own, loaded, data, plan, mix, collate))
+
+    own, inside = rung_config(config, rung, seed), folder_of(run.folder, rung, seed, config.seed).parent.name
+    read = [[entry["role"], entry["path"], entry["sha256"]] for entry in run.manifest["inputs"]]
+    key = key_of(own, "paleotrain.phases.pretrain_causal", inputs=read, split_seed=config.seed)
+    return InnerRun(rung.name, inside, "pretrain", own, train, told, event={"status": "rung", "rung": rung.name, "seed": seed}, key=key)
 
 def climb(run: Run, config: ScalingConfig, settings: Settings) -> list[Claim]:
     "All rungs in order, once for each seed, then the claims. The tables are written after each rung, so that an interrupted ladder shows what it has."
     trainings = [(rung, config.seed + n) for n in range(config.seeds) for rung in config.ladder]
     for number, (rung, seed) in enumerate(trainings, 1):
-        said = f"rung {number} of {len(trainings)}: {rung.name}" + (f", seed {seed}" if config.seeds > 1 else "")
-        folder = folder_of(run.folder, rung, seed, config.seed)
-        if folder.exists() and derive_status(folder) == "finished": print(f"{said} has finished before"); continue
-        print(said, flush=True)
-        run.log("status", number, status="rung", rung=rung.name, seed=seed)
-        run_rung(run, config, rung, seed, settings)
+        told = f"rung {number} of {len(trainings)}: {rung.name}" + (f", seed {seed}" if config.seeds > 1 else "")
+        finished_run(run, rung_run(run, config, rung, seed, told), number, settings)
         ladder_tables(run, config.ladder, config.seed, config.seeds)
     return judge_ladder(run, config.ladder, config.seed, config.seeds)
