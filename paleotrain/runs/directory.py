@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'being_written', 'Interrupted', 'derive_status', 'made_with', 'find_run', 'on_sigint', 'start_kernel',
            'git_state', 'cpu_name', 'environment', 'now', 'new_run_id', 'whole_lines', 'Run', 'go_on', 'rewind',
            'refuse_changed', 'same_parent', 'checkpoints', 'best_checkpoint', 'read_events', 'minutes_between',
-           'write_table', 'finish', 'table', 'write_samples']
+           'write_table', 'finish', 'table', 'read_rows', 'write_samples']
 
 # %% ../../nbs/02_runs/01_directory.ipynb #e0f52a12
 import csv
@@ -308,6 +308,10 @@ def finish(
 
 def table(folder: Path, name: str) -> list[dict[str, str]]: # a table of a run, as text
     with (folder / "tables" / f"{name}.csv").open(encoding="utf-8", newline="") as file: return list(csv.DictReader(file))
+
+def read_rows(path: Path) -> list[dict[str, Any]]: # of a file that is whole, such as samples.jsonl; empty where there is none
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    return [json.loads(line) for line in lines if line]
 
 def write_samples(run: Run, rows: Iterable[Mapping[str, Any]]) -> None:
     "Write samples.jsonl, whole or not at all."
