@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ConfigT', 'RUN_PARAMETERS', 'PREFIX', 'NAMED', 'KEPT', 'as_text', 'of_text', 'Typed', 'PhaseConfig', 'injected_names',
-           'refuse_unknown', 'given_parameters', 'PlainYaml', 'read_yaml', 'read_preset', 'preset_files', 'presets',
-           'validated', 'resolve']
+           'nearest', 'refuse_unknown', 'given_parameters', 'PlainYaml', 'read_yaml', 'read_preset', 'preset_files',
+           'presets', 'validated', 'resolve']
 
 # %% ../../nbs/01_core/03_config.ipynb #ebf25103
 import ast
@@ -72,6 +72,15 @@ def injected_names(
         return names
     return []
 
+def nearest(
+    name: str, # that is not known
+    known: Sequence[str],
+    otherwise: str = "choose from", # said before those that are, where none is near
+) -> str:
+    "The fix for an unknown name."
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]}?" if near else f"{otherwise} {', '.join(known)}"
+
 def refuse_unknown(
     names: Sequence[str], # as given
     known: Sequence[str], # as declared
@@ -79,10 +88,7 @@ def refuse_unknown(
 ) -> None:
     "Raise a UserError for the first name that is not declared, with the nearest one that is."
     for name in map(str, names):
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
-            raise UserError(name, f"no parameter of {place}", hint)
+        if name not in known: raise UserError(name, f"no parameter of {place}", nearest(name, known, "it has"))
 
 def given_parameters(
     config: type[PhaseConfig], # the phase's model

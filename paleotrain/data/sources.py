@@ -9,7 +9,6 @@ __all__ = ['HOLE', 'shown', 'NUMBERED', 'SUFFIXES', 'READ', 'TEXTS', 'Item', 'Ma
            'id_of', 'unwritable', 'all_wanted', 'text_wanted', 'read_rows', 'read_records']
 
 # %% ../../nbs/03_data/05_sources.ipynb #6d4e02a2
-import difflib
 import os
 import re
 from collections import Counter
@@ -22,7 +21,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import Field, ValidationError
 
-from ..core.config import PhaseConfig, refuse_unknown
+from ..core.config import PhaseConfig, nearest, refuse_unknown
 from ..core.files import sha256_file
 from ..core.settings import Settings, UserError, locate, located
 from .readers import MAX_BAD_SHARE, PACKED, TABLES, BadValue, Layout, MissingSource, ReadReport, Row
@@ -257,9 +256,7 @@ def as_source(name: str, domain: str, settings: Settings) -> Source:
     "What a parameter names: a source file by name or path, or plain text by path."
     if name.endswith((".yaml", ".yml")) or name in sources(settings): return read_source(name, settings)
     if set("/.*{").intersection(name) or locate(name, settings).exists(): return plain_source(name, domain, settings)
-    near = difflib.get_close_matches(name, sources(settings), 1)
-    fix = f"did you mean {near[0]}?" if near else f"names: {', '.join(sources(settings))}"
-    raise UserError("sources", f"{name!r} is no path here and no name in nbs/sources", fix)
+    raise UserError("sources", f"{name!r} is no path here and no name in nbs/sources", nearest(name, sources(settings), "names:"))
 
 # %% ../../nbs/03_data/05_sources.ipynb #d06252e6
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".txt": "txt",

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'Figures', 'COPIES', 'COPIES_LOW', 'COPIES_ITEMS', 'NAMES_FILES', 'Learned', 'read_phase', 'red_line',
-           'unwatched', 'right', 'known', 'losses', 'at_first', 'gate_rows', 'met_before', 'gate_said', 'stop_reason',
-           'matrix_rows', 'phase_row', 'chain_tables', 'chain_claims', 'copying_phase', 'settle_copying', 'listed',
-           'settle_lines', 'settle_gates', 'settle_time', 'judged_chain', 'phase_data', 'PhaseFiles', 'read_files',
-           'seen', 'Course', 'read_course', 'chain_inputs', 'plan_line', 'prepare_chain', 'phase_place', 'phase_config',
-           'check_phases', 'phase_key', 'train_phase', 'teach', 'Stopped', 'said_by', 'base_copies',
-           'reference_answers', 'judge_chain', 'run_chain', 'report_stop']
+           'unwatched', 'right', 'known', 'losses', 'at_first', 'gate_rows', 'met_before', 'gate_said', 'missed_gates',
+           'stop_reason', 'matrix_rows', 'phase_row', 'gates_by_phase', 'chain_tables', 'chain_claims', 'copying_phase',
+           'settle_copying', 'listed', 'settle_lines', 'settle_gates', 'settle_time', 'judged_chain', 'phase_data',
+           'PhaseFiles', 'read_files', 'seen', 'Course', 'read_course', 'chain_inputs', 'plan_line', 'prepare_chain',
+           'start_place', 'phase_config', 'check_phases', 'phase_key', 'train_phase', 'teach', 'Stopped', 'said_by',
+           'base_copies', 'reference_answers', 'judge_chain', 'run_chain', 'report_stop']
 
 # %% ../../nbs/09_phases/15_curriculum.ipynb #5c9c6ea2
 import json
@@ -22,7 +22,7 @@ from ..core.configurations import CurriculumConfig, SftConfig
 from ..core.files import atomic_dir, read_json, sha256_file, write_json
 from ..core.settings import Settings, UserError, locate, located, shown_path
 from ..runs.claims import Claim, Result, claim, promise, settle
-from ..runs.directory import Run, finish, read_events, refuse_changed, table, write_samples, write_table
+from ..runs.directory import Run, finish, read_events, read_rows, refuse_changed, table, write_samples, write_table
 from ..runs.series import InnerRun, finished_run, key_of, minutes_of
 from ..data.readers import ReadReport, expand
 from ..models.causal import config_and_tokenizer, load_causal
@@ -53,6 +53,12 @@ class Learned:
     named: dict[str, str] # what the phase's own tables call a set
 
     @property
+    def name(self) -> str: return self.phase.name
+
+    @property
+    def own(self) -> Figures: return self.scores[self.name] # of the phase's own set
+
+    @property
     def manifest(self) -> dict[str, Any]: return dict(read_json(self.folder / "manifest.json"))
 
 def read_phase(chain: Chain, phase: Phase, folder: Path) -> Learned:
@@ -68,38 +74,39 @@ def red_line(folder: Path) -> str: # what was crossed, with the sentence that wa
 
 def unwatched(learned: Learned) -> str: # that no evaluation came late enough for red lines to be looked at; empty where one did
     after = learned.manifest["config"]["after_steps"]["value"]
-    return "" if watched(read_events(learned.folder), after) else f"{learned.phase.name} not looked at before step {after:,}"
+    return "" if watched(read_events(learned.folder), after) else f"{learned.name} not looked at before step {after:,}"
 
 # %% ../../nbs/09_phases/15_curriculum.ipynb #a5699ca8
 def right(learned: Learned, name: str) -> dict[str, bool | None]: # prompt to whether it was answered exactly; None where it has no answer
-    exact = {row["id"]: row["exact"] for row in table(learned.folder, "answers") if row["set"] == learned.named[name]}
-    return {prompt: said == "True" if said else None for prompt, said in exact.items()}
+    rows = [row for row in table(learned.folder, "answers") if row["set"] == learned.named[name]]
+    return {row["id"]: row["exact"] == "True" if row["exact"] else None for row in rows}
 
 def known(learned: Learned, name: str) -> list[bool]: # whether each prompt that has an answer was answered exactly
-    return [said for said in right(learned, name).values() if said is not None]
+    return [exact for exact in right(learned, name).values() if exact is not None]
 
 def losses(done: Sequence[Learned]) -> dict[str, Result]:
     "Of each earlier set, by the model of the last phase in `done`."
-    both = {one.phase.name: one for one in done[:-1] if one.phase.name in done[-1].scores} # others are no ancestors
-    return {name: lost for name, then in both.items() if (lost := points_lost(right(then, name), right(done[-1], name)))}
+    earlier = [one for one in done[:-1] if one.name in done[-1].scores] # others are no ancestors
+    lost = {one.name: points_lost(right(one, one.name), right(done[-1], one.name)) for one in earlier}
+    return {name: points for name, points in lost.items() if points}
 
 def at_first(learned: Learned) -> Figures:
     "The figures of the phase's own set before its first step."
-    lines = (learned.folder / "before.jsonl").read_text(encoding="utf-8").split("\n")
-    rows, own = [json.loads(line) for line in lines if line], learned.named[learned.phase.name]
+    rows, own = read_rows(learned.folder / "before.jsonl"), learned.named[learned.name]
     return score_answers([Answer(**row) for row in rows if row.pop("set") == own])
 
 # %% ../../nbs/09_phases/15_curriculum.ipynb #a6f8c61f
 def gate_rows(done: Sequence[Learned]) -> list[dict[str, Any]]:
     "What the last phase in `done` had to reach, and did."
     last, (lost, _), rows = done[-1], most_lost(losses(done)), []
-    own, first = last.scores[last.phase.name], at_first(last) if last.phase.gates else {}
+    if not last.phase.gates: return []
+    first, found = at_first(last), {**last.own, "forgetting": lost.value if lost else None}
+    n = {"exact": len(known(last, last.name)), "forgetting": lost.n if lost else None}
     for gate, wanted in last.phase.gates.items():
-        found = (lost.value if lost else None) if gate == "forgetting" else own[gate]
-        held = found is not None and (found <= wanted if gate == "forgetting" else found >= wanted)
-        n = lost.n if gate == "forgetting" and lost else None if gate == "forgetting" else own["n"]
-        if gate == "exact": n = len(known(last, last.phase.name))
-        rows.append({"phase": last.phase.name, "gate": gate, "wanted": wanted, "before": first.get(gate), "found": found, "held": held, "n": n})
+        value = found[gate]
+        held = value is not None and (value <= wanted if gate == "forgetting" else value >= wanted)
+        rows.append({"phase": last.name, "gate": gate, "wanted": wanted, "before": first.get(gate), "found": value, "held": held,
+                     "n": n.get(gate, last.own["n"])})
     return rows
 
 def met_before(row: Mapping[str, Any]) -> bool:
@@ -113,38 +120,42 @@ def gate_said(row: Mapping[str, Any]) -> str:
     before = f", met before the phase began with {row['before']:.4g}" if met_before(row) else ""
     return f"{row['gate']} {found}, {side} {row['wanted']:g}{unit} wanted{since} (n = {row['n'] or 0:.0f}){before}"
 
+def missed_gates(gates: Sequence[Mapping[str, Any]]) -> str: # as they are said; empty where all held
+    return "; ".join(gate_said(row) for row in gates if not row["held"])
+
 def stop_reason(done: Sequence[Learned]) -> str:
     "Why the chain ends after the last phase in `done`; empty where it goes on."
-    last, missed = done[-1], [gate_said(row) for row in gate_rows(done) if not row["held"]]
-    crossed = red_line(last.folder)
-    if crossed: return f"phase {last.phase.name} crossed a red line, {crossed}"
-    return f"phase {last.phase.name} missed its gate: {'; '.join(missed)}" if missed else ""
+    last, missed, crossed = done[-1], missed_gates(gate_rows(done)), red_line(done[-1].folder)
+    if crossed: return f"phase {last.name} crossed a red line, {crossed}"
+    return f"phase {last.name} missed its gate: {missed}" if missed else ""
 
 # %% ../../nbs/09_phases/15_curriculum.ipynb #4ec5d478
 def matrix_rows(done: Sequence[Learned]) -> list[dict[str, Any]]:
     "Rows of tables/matrix.csv: each model on each set that it was judged on."
-    sets = [learned.phase.name for learned in done]
-    rows: list[dict[str, Any]] = [{"after": "base", "set": one.phase.name} | dict.fromkeys(COLUMNS) | {"n": one.scores[one.phase.name]["n"]} for one in done]
-    for after in done: rows += [{"after": after.phase.name, "set": name} | {c: after.scores[name][c] for c in COLUMNS} for name in sets if name in after.scores]
+    rows: list[dict[str, Any]] = [{"after": "base", "set": one.name, **dict.fromkeys(COLUMNS), "n": one.own["n"]} for one in done]
+    for after in done:
+        judged = [one.name for one in done if one.name in after.scores]
+        rows += [{"after": after.name, "set": name, **{c: after.scores[name][c] for c in COLUMNS}} for name in judged]
     return rows
 
-def phase_row(chain: Chain, done: Sequence[Learned]) -> dict[str, Any]:
-    "A row of tables/phases.csv: the last phase in `done`."
-    last, about, own = done[-1], done[-1].manifest, done[-1].scores[done[-1].phase.name]
-    data, gates = about["data"], gate_rows(done)
-    missed = "; ".join(gate_said(row) for row in gates if not row["held"])
-    return {"phase": last.phase.name, "start": chain.start_of(last.phase), "steps": about["terminal"]["steps"], "minutes": round(minutes_of(last.folder), 2),
-            "examples": data["splits"]["train"]["examples"], "supervised_tokens": data["splits"]["train"]["supervised_tokens"],
-            "replay_share": data["replay"]["achieved"] if last.phase.replay else None, **{c: own[c] for c in COLUMNS if c not in ("n", "case")},
-            "red_line": red_line(last.folder).split(":")[0], "gates": f"failed: {missed}" if missed else "held" if gates else "",
-            "reused_from": about.get("reused_from", "")}
+def phase_row(chain: Chain, last: Learned, gates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    "A row of tables/phases.csv, with the phase's rows of gates.csv."
+    about, missed = last.manifest, missed_gates(gates)
+    train, replay = about["data"]["splits"]["train"], about["data"]["replay"]
+    own = {c: last.own[c] for c in COLUMNS if c not in ("n", "case")}
+    return {"phase": last.name, "start": chain.start_of(last.phase), "steps": about["terminal"]["steps"], "minutes": round(minutes_of(last.folder), 2),
+            "examples": train["examples"], "supervised_tokens": train["supervised_tokens"],
+            "replay_share": replay["achieved"] if last.phase.replay else None, **own, "red_line": red_line(last.folder).split(":")[0],
+            "gates": f"failed: {missed}" if missed else "held" if gates else "", "reused_from": about.get("reused_from", "")}
+
+def gates_by_phase(done: Sequence[Learned]) -> list[list[dict[str, Any]]]: # the rows of gates.csv
+    return [gate_rows(done[:n + 1]) for n in range(len(done))]
 
 def chain_tables(run: Run, chain: Chain, done: Sequence[Learned]) -> list[dict[str, Any]]:
     "Write matrix.csv, phases.csv and gates.csv from the phases that have finished; the rows of phases.csv."
-    parts = [done[:n + 1] for n in range(len(done))]
-    rows = [phase_row(chain, part) for part in parts]
-    for name, found in (("matrix", matrix_rows(done)), ("phases", rows), ("gates", [row for part in parts for row in gate_rows(part)])):
-        write_table(run, name, found)
+    gates = gates_by_phase(done)
+    rows = [phase_row(chain, one, own) for one, own in zip(done, gates, strict=True)]
+    for name, found in (("matrix", matrix_rows(done)), ("phases", rows), ("gates", sum(gates, []))): write_table(run, name, found)
     return rows
 
 # %% ../../nbs/09_phases/15_curriculum.ipynb #97d99f2d
@@ -195,28 +206,28 @@ def listed(*parts: str) -> str: return "; ".join(filter(None, parts)) # those th
 
 def settle_lines(claims: Sequence[Claim], done: Sequence[Learned], left: str) -> None:
     "The result of the claim on red lines; `left` says what was not reached, empty at the end of the chain."
-    crossed = [line for learned in done if (line := red_line(learned.folder).split(":")[0])]
-    idle = [said for learned in done if (said := unwatched(learned))]
-    watched = len(done) - len(idle)
-    lines = None if left and not crossed else Result(len(crossed), n=watched)
-    doubt = ", ".join(idle) if idle and watched and not crossed else ""
-    settle(claims, "no_red_line", lines, met=not crossed, doubt=doubt, note=listed(*crossed, left, "" if doubt or left else ", ".join(idle)))
+    crossed = [line.split(":")[0] for one in done if (line := red_line(one.folder))]
+    idle = [told for one in done if (told := unwatched(one))]
+    looked_at = len(done) - len(idle)
+    doubt = ", ".join(idle) if looked_at and not crossed else ""
+    settle(claims, "no_red_line", None if left and not crossed else Result(len(crossed), n=looked_at), met=not crossed, doubt=doubt,
+           note=listed(*crossed, left, "" if doubt or left else ", ".join(idle)))
 
 def settle_gates(claims: Sequence[Claim], done: Sequence[Learned], left: str) -> None:
     "The result of the claim on gates: where all were met before their phases began, it held before training."
-    gates = [row for n in range(len(done)) for row in gate_rows(done[:n + 1])]
+    gates = sum(gates_by_phase(done), [])
     missed, reached = sum(not row["held"] for row in gates), [row for row in gates if row["gate"] != "forgetting"]
     first = [f"{row['phase']}: {row['gate']} was met before the phase began" for row in reached if met_before(row)]
     held = bool(reached) and len(first) == len(reached) and not missed
-    counted = None if left and not missed else Result(missed, n=len(gates))
-    settle(claims, "gates", counted, met=not missed, before=held, note=listed(*first, left) if gates else "it has no gates")
+    settle(claims, "gates", None if left and not missed else Result(missed, n=len(gates)), met=not missed, before=held,
+           note=listed(*first, left) if gates else "it has no gates")
 
 def settle_time(claims: Sequence[Claim], done: Sequence[Learned], left: str, minutes: float | None) -> None:
     "The result of the claim on time."
-    taken, over = sum(minutes_of(learned.folder) for learned in done), sum(bool(learned.manifest.get("reused_from")) for learned in done)
+    taken, over = sum(minutes_of(one.folder) for one in done), sum("reused_from" in one.manifest for one in done)
     there = {0: "", 1: "1 phase taken over, with its minutes there"}.get(over, f"{over} phases taken over, with their minutes there")
-    result, limit = Result(taken) if minutes else None, "" if minutes else "no limit was given"
-    settle(claims, "training_time", result, met=taken <= minutes if minutes and not left else None, note=listed(there, left, limit))
+    if minutes is None: settle(claims, "training_time", None, note=listed(there, left, "no limit was given"))
+    else: settle(claims, "training_time", Result(taken), met=None if left else taken <= minutes, note=listed(there, left))
 
 # %% ../../nbs/09_phases/15_curriculum.ipynb #b04c55b6
 def judged_chain(
@@ -238,14 +249,13 @@ def judged_chain(
         for name in ("reference_prompts", "gibberish_exact_match", "forgetting_points"):
             settle(claims, name, None, note="the chain did not reach its end")
         return claims
-    last, copies = done[-1], copying_phase(chain, done[-1])
-    asked = {name: sum(sample["answers"][name] == sample["expected"] for sample in samples) for name in ("base", last.phase.name)}
-    exact, every = Result(asked[last.phase.name], n=len(samples), baseline=asked["base"]), asked[last.phase.name] == len(samples)
-    settle(claims, "reference_prompts", exact, met=every, before=every and asked["base"] == len(samples))
+    last, copies, n = done[-1], copying_phase(chain, done[-1]), len(samples)
+    first, now = (sum(sample["answers"][name] == sample["expected"] for sample in samples) for name in ("base", last.name))
+    settle(claims, "reference_prompts", Result(now, n=n, baseline=first), met=now == n, before=first == now == n)
     if copies: settle_copying(claims, copied, known(last, copies), seen[copies])
     else: settle(claims, "gibberish_exact_match", None, note="the last model comes from no phase that copies unseen words only")
-    knew = {one.phase.name for one in done[:-1] if any(known(one, one.phase.name))}
-    lost, told = most_lost({name: found for name, found in losses(done).items() if name in knew})
+    knew = [one.name for one in done[:-1] if any(known(one, one.name))]
+    lost, told = most_lost({name: points for name, points in losses(done).items() if name in knew})
     settle(claims, "forgetting_points", lost, note=told or NOTHING_KNOWN)
     return claims
 
@@ -279,28 +289,24 @@ def phase_data(
 # %% ../../nbs/09_phases/15_curriculum.ipynb #e509f951
 @dataclass
 class PhaseFiles:
-    "What a phase is taught and judged on, as hashes and counts."
+    "What a phase is taught and judged on."
     examples: Path
     evaluation: Path
-    sha256: dict[str, str] # of both, by file name
-    counts: dict[str, int] # examples, evaluation
+    count: int # of examples
     prompts: set[str] # that the examples answer, from `questions`
-    items: list[Item]
+    items: list[Item] # of the evaluation
 
 def read_files(folder: Path, reference: list[Item], settings: Settings) -> PhaseFiles:
     "The files of data/<phase>; a UserError if a reference prompt stands in the examples."
-    examples, evaluation, prompts, count = folder / "examples.jsonl", folder / "evaluation.json", set(), 0
-    for row in read_conversations([str(examples)], settings, ReadReport()):
-        count += 1
+    examples, evaluation, prompts, count = folder / "examples.jsonl", folder / "evaluation.json", set[str](), 0
+    for count, row in enumerate(read_conversations([str(examples)], settings, ReadReport()), 1):
         prompts.update(questions(row.messages))
         said = "\n".join(message["content"] for message in row.messages)
         for item in reference:
             if (wanted := item.messages[-1]["content"]) in said:
                 raise UserError(f"data/{folder.name}/{examples.name}:{count}", f"holds the reference prompt {wanted!r}",
                                 "take it out, or ask another: it has to be unseen")
-    items = read_items(evaluation)
-    return PhaseFiles(examples, evaluation, {path.name: sha256_file(path) for path in (examples, evaluation)},
-                      {"examples": count, "evaluation": len(items)}, prompts, items)
+    return PhaseFiles(examples, evaluation, count, prompts, read_items(evaluation))
 
 def seen(files: dict[str, PhaseFiles]) -> dict[str, int]:
     "How many of each phase's evaluation prompts some phase is trained on."
@@ -314,7 +320,6 @@ class Course:
     chain: Chain
     file: str # of the chain, as shown
     base: str # folder or hub name of the base
-    base_hash: str
     files: dict[str, PhaseFiles] # by phase
     reference: Path
     items: list[Item] # the reference prompts
@@ -329,62 +334,66 @@ def read_course(run: Run, config: CurriculumConfig, settings: Settings) -> Cours
         chain = chain.model_copy(update={"phases": chain.phases[:names.index(config.until) + 1]})
     system = ({"role": "system", "content": chain.system},) if chain.system else ()
     items = [Item(f"reference-{n}", (*system, {"role": "user", "content": r.prompt}), r.answer, "reference") for n, r in enumerate(chain.reference, 1)]
-    reference = run.folder / "data/reference.json"
+    reference, files = run.folder / "data/reference.json", {}
     write_items(reference, items)
     for phase in chain.phases:
-        for warning in phase_data(phase, run.folder / "data" / phase.name, file, config.seed, base, settings): run.warn(warning)
-    files = {phase.name: read_files(run.folder / "data" / phase.name, items, settings) for phase in chain.phases}
-    return Course(chain, file, base, model_hash(base) if Path(base).is_dir() else base, files, reference, items)
+        folder = run.folder / "data" / phase.name
+        for warning in phase_data(phase, folder, file, config.seed, base, settings): run.warn(warning)
+        files[phase.name] = read_files(folder, items, settings)
+    return Course(chain, file, base, files, reference, items)
 
 # %% ../../nbs/09_phases/15_curriculum.ipynb #c817dfb9
-def chain_inputs(course: Course, config: CurriculumConfig, run: Run, settings: Settings) -> list[dict[str, Any]]:
+def chain_inputs(course: Course, config: CurriculumConfig, settings: Settings) -> list[dict[str, Any]]:
     "Everything that is read, for the manifest."
-    chain_file, kind = locate(config.chain, settings), {"examples": "training", "evaluation": "evaluation"}
-    given = [("chain", course.file, chain_file, len(course.chain.phases))]
+    def entry(role: str, shown: str, path: Path, count: int) -> dict[str, Any]:
+        return {"role": role, "path": shown, "sha256": sha256_file(path), "bytes": path.stat().st_size, "documents": count, "licence": None}
+    entries = [entry("chain", course.file, locate(config.chain, settings), len(course.chain.phases))]
     for name, found in course.files.items():
-        given += [(kind[path.stem], f"data/{name}/{path.name}", path, found.counts[path.stem]) for path in (found.examples, found.evaluation)]
-    return [{"role": role, "path": shown, "sha256": sha256_file(path), "bytes": path.stat().st_size, "documents": count, "licence": None}
-            for role, shown, path, count in given]
+        entries.append(entry("training", f"data/{name}/{found.examples.name}", found.examples, found.count))
+        entries.append(entry("evaluation", f"data/{name}/{found.evaluation.name}", found.evaluation, len(found.items)))
+    return entries
 
 def plan_line(course: Course, phase: Phase, own: SftConfig) -> str:
     "A phase in a line."
-    counts = course.files[phase.name].counts
+    files, start = course.files[phase.name], course.chain.start_of(phase)
     steps = f"{own.max_steps:,} steps" if own.max_steps else f"{own.num_train_epochs:g} epochs"
-    replay = f", {phase.replay.share:.0%} replayed from {', '.join(phase.replay.sources)}" if phase.replay else ""
+    replay = f", {phase.replay.share:.0%} replayed from {', '.join(phase.repeated)}" if phase.replay else ""
     gates = ", ".join(f"{gate} {wanted:g}" for gate, wanted in phase.gates.items())
-    known = f"{counts['examples']:>7,} examples{replay}; {steps}; {counts['evaluation']:,} prompts to judge by"
-    return f"{phase.name:16}from {course.chain.start_of(phase):16}{known}{f'; gates: {gates}' if gates else ''}"
+    known = f"{files.count:>7,} examples{replay}; {steps}; {len(files.items):,} prompts to judge by"
+    return f"{phase.name:16}from {start:16}{known}" + (f"; gates: {gates}" if gates else "")
 
 def prepare_chain(run: Run, config: CurriculumConfig, settings: Settings) -> tuple[Course, list[str]]:
     "The course, and its plan as lines to read; the manifest learns what was read, and what was promised is written."
     course = read_course(run, config, settings)
-    chain, inputs, known = course.chain, chain_inputs(course, config, run, settings), seen(course.files)
+    chain, inputs, known = course.chain, chain_inputs(course, config, settings), seen(course.files)
     refuse_changed(run, inputs)
+    about = [{"phase": name, "examples": found.count, "evaluation": len(found.items), "evaluation_seen": known[name]} for name, found in course.files.items()]
     run.update(title=f"Curriculum: {chain.name}", report="curriculum", inputs=inputs, parent=parent_of(run, course.base, settings),
                baseline="the base model before the first phase", system=chain.system,
-               chain=[phase.model_dump(by_alias=True) | {"start": chain.start_of(phase)} for phase in chain.phases],
-               data={"phases": [{"phase": name, **found.counts, "evaluation_seen": known[name]} for name, found in course.files.items()]})
+               chain=[phase.model_dump(by_alias=True) | {"start": chain.start_of(phase)} for phase in chain.phases], data={"phases": about})
     for name, count in known.items():
-        if count: run.warn(f"{count} of {course.files[name].counts['evaluation']} evaluation prompts of {name} are in training data too")
+        if count: run.warn(f"{count} of {len(course.files[name].items)} evaluation prompts of {name} are in training data too")
     if not (run.folder / "claims.json").exists(): # else it was checked when it was begun, with the same files
         check_phases(run, config, course, settings)
         promise(run, chain_claims(chain, config.target_minutes))
     return course, [plan_line(course, phase, train_config(phase, chain, course.file)) for phase in chain.phases]
 
 # %% ../../nbs/09_phases/15_curriculum.ipynb #c2add444
-def phase_place(path: Path, settings: Settings) -> str: # as the inner run's parameters have it
-    return path.relative_to(settings.root).as_posix() if path.is_relative_to(settings.root) else str(path)
+def start_place(run: Run, course: Course, phase: Phase) -> str: # folder or hub name of the model that a phase starts from
+    start = course.chain.start_of(phase)
+    return course.base if start == "base" else str(run.folder / "phases" / start / "model")
 
 def phase_config(run: Run, config: CurriculumConfig, course: Course, phase: Phase, settings: Settings) -> SftConfig:
     "The phase's training, with its files and the model it starts from."
-    start, files = course.chain.start_of(phase), course.files
-    sources = phase.replay.sources if phase.replay else []
+    def at(place: str | Path) -> str: # as the inner run's parameters have it
+        path = Path(place)
+        return path.relative_to(settings.root).as_posix() if path.is_relative_to(settings.root) else str(place)
+    files, judged = course.files, course.chain.sets_of(phase)
     replay = {"replay_share": phase.replay.share, "replay_by": phase.replay.by} if phase.replay else {}
-    def at(path: Path) -> str: return phase_place(path, settings)
-    base = at(run.folder / "phases" / start / "model") if start != "base" else at(Path(course.base)) if Path(course.base).is_dir() else course.base
-    return train_config(phase, course.chain, course.file, seed=config.seed, name=phase.name, base_model=base, tag_prefix=config.tag_prefix,
-                        data=[at(files[phase.name].examples)], replay=[at(files[name].examples) for name in sources], reference=at(course.reference),
-                        evaluation=[at(files[name].evaluation) for name in course.chain.sets_of(phase)], **replay)
+    return train_config(phase, course.chain, course.file, seed=config.seed, name=phase.name, base_model=at(start_place(run, course, phase)),
+                        tag_prefix=config.tag_prefix, data=[at(files[phase.name].examples)], reference=at(course.reference),
+                        replay=[at(files[name].examples) for name in phase.repeated],
+                        evaluation=[at(files[name].evaluation) for name in judged], **replay)
 
 # %% ../../nbs/09_phases/15_curriculum.ipynb #5c375068
 def check_phases(run: Run, config: CurriculumConfig, course: Course, settings: Settings) -> None:
@@ -410,14 +419,13 @@ NAMES_FILES = ("base_model", "data", "replay", "evaluation", "general", "referen
 
 def phase_key(run: Run, course: Course, phase: Phase, own: SftConfig, settings: Settings) -> str:
     "The phase's key: its parameters, its files, and the model that it starts from as that is now."
-    start, files, chain = course.chain.start_of(phase), course.files, course.chain
-    general = [sha256_file(path) for path in expand(located(own.general, settings) or [], settings)] if own.general else []
-    hashes = {"data": [files[phase.name].sha256["examples.jsonl"]], "general": general,
-              "replay": [files[name].sha256["examples.jsonl"] for name in (phase.replay.sources if phase.replay else [])],
-              "evaluation": [files[name].sha256["evaluation.json"] for name in chain.sets_of(phase)]}
-    begins = model_hash(run.folder / "phases" / start / "model") if start != "base" else course.base_hash
-    if start == "base" and not Path(course.base).is_dir(): begins += f"@{config_and_tokenizer(course.base)[1]._commit_hash}" # what the hub has now
-    return key_of(own, "paleotrain.phases.sft", NAMES_FILES, start=begins, files=hashes)
+    place, files = start_place(run, course, phase), course.files
+    read = {"data": [files[phase.name].examples], "replay": [files[name].examples for name in phase.repeated],
+            "evaluation": [files[name].evaluation for name in course.chain.sets_of(phase)],
+            "general": expand(located(own.general, settings) or [], settings) if own.general else []}
+    hashes = {use: [sha256_file(path) for path in paths] for use, paths in read.items()}
+    on_hub = "" if Path(place).is_dir() else config_and_tokenizer(place)[1]._commit_hash # what the hub has now
+    return key_of(own, "paleotrain.phases.sft", NAMES_FILES, start=on_hub or model_hash(place), files=hashes)
 
 # %% ../../nbs/09_phases/15_curriculum.ipynb #a17521dc
 def train_phase(run: Run, config: SftConfig, settings: Settings) -> None:
@@ -455,26 +463,25 @@ def base_copies(run: Run, course: Course, last: Learned, tag_prefix: str) -> lis
     items = [item for item in course.files[name].items if item.answer is not None] if name else []
     return [bool(found.exact) for found in said_by(run, course.base, items, tag_prefix)] if items else []
 
-def reference_answers(run: Run, course: Course, done: list[Learned], tag_prefix: str) -> list[dict[str, Any]]:
+def reference_answers(run: Run, course: Course, done: Sequence[Learned], tag_prefix: str) -> list[dict[str, Any]]:
     "Rows of samples.jsonl: every model's greedy answers to the reference prompts; the base has its tags added for it."
-    places = [("base", course.base), *((learned.phase.name, str(learned.folder / "model")) for learned in done)]
-    said = {name: [found.text for found in said_by(run, place, course.items, tag_prefix)] for name, place in places}
-    return [{"prompt": item.messages[-1]["content"], "expected": item.answer, "answers": {name: texts[n] for name, texts in said.items()}}
+    places = {"base": course.base} | {one.name: str(one.folder / "model") for one in done}
+    said = {name: said_by(run, place, course.items, tag_prefix) for name, place in places.items()}
+    return [{"prompt": item.messages[-1]["content"], "expected": item.answer, "answers": {name: answers[n].text for name, answers in said.items()}}
             for n, item in enumerate(course.items)]
 
-def judge_chain(run: Run, config: CurriculumConfig, course: Course, done: list[Learned]) -> list[Claim]:
+def judge_chain(run: Run, config: CurriculumConfig, course: Course, done: Sequence[Learned]) -> list[Claim]:
     "Samples, claims, the last phase's model where the chain has reached it, and the run's end."
     samples, reason = reference_answers(run, course, done, config.tag_prefix), stop_reason(done)
     write_samples(run, samples)
-    copied, known = [] if reason else base_copies(run, course, done[-1], config.tag_prefix), seen(course.files)
-    promised = read_json(run.folder / "claims.json")
-    claims = judged_chain(course.chain, promised, done, samples, config.target_minutes, known, copied)
+    copied = [] if reason else base_copies(run, course, done[-1], config.tag_prefix)
+    claims = judged_chain(course.chain, read_json(run.folder / "claims.json"), done, samples, config.target_minutes, seen(course.files), copied)
     write_json(run.folder / "claims.json", claims)
     about = done[0].manifest["parent"] # of the base, as the first phase has found it
     run.update(parent=run.manifest["parent"] | {name: about[name] for name in ("parameters", "family", "context")})
     if not reason: export_model(run, done[-1].folder / "model", claims, USAGE)
-    seconds = 60 * sum(minutes_of(learned.folder) for learned in done) # as the claim on them counts
-    finish(run, "failed" if reason else "finished", reason or "the last phase", steps=len(done), seconds=round(seconds, 1))
+    seconds = round(60 * sum(minutes_of(one.folder) for one in done), 1) # as the claim on them counts
+    finish(run, "failed" if reason else "finished", reason or "the last phase", steps=len(done), seconds=seconds)
     return claims
 
 # %% ../../nbs/09_phases/15_curriculum.ipynb #b7d80af6

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHANGE', 'SAYS', 'adapter_config', 'of_domain', 'domains_claims', 'prepare_domains', 'train_adapter', 'adapter_run',
-           'table_of', 'cross_rows', 'domain_rows', 'run_domains']
+           'number', 'table_of', 'cross_rows', 'domain_row', 'run_domains']
 
 # %% ../../nbs/09_phases/17_domains.ipynb #37f41eb8
 from collections.abc import Mapping
@@ -71,33 +71,37 @@ def adapter_run(config: DomainsConfig, number: int, settings: Settings) -> Inner
                     begins=f", adapter {number} of {len(config.domains)}", event={"status": "adapter", "domain": name})
 
 # %% ../../nbs/09_phases/17_domains.ipynb #81ff2075
+def number(text: str) -> float | str | None: # a field of a table
+    try: return float(text)
+    except ValueError: return text or None
+
 def table_of(folder: Path, name: str) -> list[dict[str, Any]]: # of a run, numbers as numbers; empty where there is none
-    if not (folder / "tables" / f"{name}.csv").exists(): return []
-    def number(text: str) -> Any:
-        try: return float(text)
-        except ValueError: return text or None
-    return [{key: number(value) for key, value in row.items()} for row in table(folder, name)]
+    rows = table(folder, name) if (folder / "tables" / f"{name}.csv").exists() else []
+    return [{key: number(value) for key, value in row.items()} for row in rows]
 
 CHANGE = ("before", "after", "change", "change_low", "change_high") # of a set, in tables/losses.csv
 SAYS = ("verdict", "points_to", "note") # of its claim
 
 def cross_rows(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     "Rows of tables/cross.csv: each adapter on each domain's test set and on general text."
-    return [{"adapter": name, "set": name if row["role"] == "own" else row["set"], "role": row["role"],
-             **{key: row[key] for key in (*CHANGE, "items", "units", *SAYS)}}
-            for name, folder in folders.items() for row in table_of(folder, "losses") if row["role"] != "own" or row["set"] == "test"]
-
-def domain_rows(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
-    "Rows of tables/domains.csv."
     rows = []
     for name, folder in folders.items():
-        manifest, test = read_json(folder / "manifest.json"), next(row for row in table_of(folder, "losses") if row["set"] == "test")
-        asked: dict[str, Any] = next((row for row in table_of(folder, "accuracy") if row["set"] == "all"), {})
-        rows.append({"domain": name, "examples": manifest["data"]["splits"]["train"]["examples"], "test_items": int(test["items"]),
-                     "test_units": int(test["units"]), **{key: test[key] for key in (*CHANGE, *SAYS)},
-                     "accuracy_before": asked.get("before"), "accuracy_after": asked.get("after"), "accuracy_n": asked.get("n"),
-                     "minutes": round(minutes_of(folder), 2), "adapter_mb": round(manifest["adapter"]["bytes"] / 1e6, 3)})
+        for row in table_of(folder, "losses"):
+            own = row["role"] == "own"
+            if own and row["set"] != "test": continue
+            rows.append({"adapter": name, "set": name if own else row["set"], "role": row["role"],
+                         **{key: row[key] for key in (*CHANGE, "items", "units", *SAYS)}})
     return rows
+
+def domain_row(name: str, folder: Path) -> dict[str, Any]:
+    "A row of tables/domains.csv."
+    manifest = read_json(folder / "manifest.json")
+    test = next(row for row in table_of(folder, "losses") if row["set"] == "test")
+    asked: dict[str, Any] = next((row for row in table_of(folder, "accuracy") if row["set"] == "all"), {})
+    return {"domain": name, "examples": manifest["data"]["splits"]["train"]["examples"], "test_items": int(test["items"]),
+            "test_units": int(test["units"]), **{key: test[key] for key in (*CHANGE, *SAYS)},
+            "accuracy_before": asked.get("before"), "accuracy_after": asked.get("after"), "accuracy_n": asked.get("n"),
+            "minutes": round(minutes_of(folder), 2), "adapter_mb": round(manifest["adapter"]["bytes"] / 1e6, 3)}
 
 # %% ../../nbs/09_phases/17_domains.ipynb #6c20a514
 def run_domains(run: Run, config: DomainsConfig, settings: Settings) -> list[Claim]:
@@ -107,7 +111,7 @@ def run_domains(run: Run, config: DomainsConfig, settings: Settings) -> list[Cla
     parents = {manifest["parent"]["sha256"] for manifest in manifests}
     if len(parents) > 1: raise UserError("base_model", "changed between two adapters", "start a new run: what is compared has to stand on one base")
     write_table(run, "cross", cross_rows(folders))
-    write_table(run, "domains", domain_rows(folders))
+    write_table(run, "domains", [domain_row(name, folder) for name, folder in folders.items()])
     claims: list[Claim] = read_json(run.folder / "claims.json")
     for one in claims:
         id, _, name = one["id"].partition(":")
