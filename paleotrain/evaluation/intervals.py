@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Floats', 'SURE', 'STUDENT', 'MOST_NATS', 'BITS', 'FEW_RATES', 'FEW_RANKS', 'TAIL', 'SPREADS', 'POWER', 'BOOKS',
            'Scores', 'Figure', 'Comparison', 'resample', 'interval', 'mean_and_moves', 'student', 'skewed_ends',
-           'sure_interval', 'of_chance', 'widened', 'Losses', 'losses', 'divisor', 'Means', 'resampled_means',
+           'sure_interval', 'of_chance', 'widened', 'Change', 'Losses', 'losses', 'divisor', 'Means', 'resampled_means',
            'relative', 'perplexity', 'compare', 'figure', 'compare_rates', 'differ', 'wilson', 'exact_interval',
            'share', 'points', 'units_needed', 'least_change', 'unit_names', 'unit_kind', 'units_told', 'power_row']
 
@@ -145,6 +145,13 @@ def widened(value: float, ends: tuple[float, float], half: float) -> tuple[float
     return value - math.hypot(value - ends[0], half), value + math.hypot(ends[1] - value, half)
 
 # %% ../../nbs/08_evaluation/01_intervals.ipynb #b47dc51f
+class Change(NamedTuple):
+    "A relative change between two models; -0.25 is a quarter less."
+    value: float
+    low: float # 95 % interval, shown
+    high: float
+    sure: tuple[float, float] # interval that verdicts use
+
 @dataclass
 class Losses:
     "Summed losses per byte (or character) of every model: means over its trainings."
@@ -157,6 +164,20 @@ class Losses:
         "95 % interval of each model, over text and seeds."
         parts = zip(self.mean.tolist(), self.drawn, self.by_seed, strict=True)
         return [widened(mean, interval(drawn), of_chance(own)) for mean, drawn, own in parts]
+
+    @property
+    def seeds(self) -> int: return min(map(len, self.by_seed)) # that every model was trained with
+
+    def change(self, old: int, new: int) -> Change: # places of two models
+        "From one model to another, paired by document and by seed."
+        ratio = math.log(self.mean[new] / self.mean[old])
+        chance = of_chance(np.log(self.by_seed[new][:self.seeds] / self.by_seed[old][:self.seeds]))
+        moves = self.moves[new] / self.mean[new] - self.moves[old] / self.mean[old]
+        def ends(found: tuple[float, float]) -> tuple[float, float]:
+            low, high = widened(ratio, found, chance)
+            return math.expm1(low), math.expm1(high)
+        shown = ends(interval(np.log(self.drawn[new] / self.drawn[old])))
+        return Change(math.expm1(ratio), *shown, ends(sure_interval(ratio, moves)))
 
 def losses(
     nats: Sequence[Floats], # of each model, [seeds, units]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'SLOPE', 'longest', 'unit_sums', 'measured', 'non_embedding', 'mean_distinct', 'rung_row', 'folder_of',
-           'finished_rungs', 'Ladder', 'with_losses', 'ladder_tables', 'fitted', 'exponent_chance', 'ladder_claims',
-           'best_rung', 'settle_size', 'settle_exponent', 'settle_matched', 'judge_ladder', 'learning_rate',
-           'step_tokens', 'steps_of', 'rung_config', 'vocabularies', 'ladder_problems', 'rung_plan', 'prepare_ladder',
-           'rung_run', 'climb']
+           'finished_rungs', 'Ladder', 'with_losses', 'ladder_tables', 'fitted', 'ladder_claims', 'best_rung',
+           'settle_size', 'settle_exponent', 'settle_matched', 'judge_ladder', 'learning_rate', 'step_tokens',
+           'steps_of', 'rung_config', 'vocabularies', 'ladder_problems', 'rung_plan', 'prepare_ladder', 'rung_run',
+           'climb']
 
 # %% ../../nbs/09_phases/10_scaling.ipynb #9bba640f
 import math
@@ -26,9 +26,8 @@ from ..runs.claims import Claim, Result, claim, of_seeds, promise, settle
 from ..runs.directory import Run, derive_status, finish, read_events, read_rows, table, write_table
 from ..runs.series import InnerRun, finished_run, key_of, take_result
 from ..models.causal import count_parameters, solve_shape
-from ..evaluation.intervals import BITS, Floats, Losses, interval, losses, of_chance
-from ..evaluation.intervals import sure_interval, widened
-from ..evaluation.power_law import fit_power_law, forecast_largest, power_fit
+from ..evaluation.intervals import BITS, Floats, Losses, losses, sure_interval, widened
+from ..evaluation.power_law import exponent_chance, fit_power_law, forecast_largest
 from .pretrain_causal import judge_pretrain, load_or_make, make_tokenizer, plan_pretrain, prepare
 from .pretrain_causal import thin_splits, train_pretrain
 
@@ -119,9 +118,6 @@ class Ladder:
     laws: list[dict[str, Any]] # of laws.csv
     bits: Losses # per byte of the test text
 
-    @property
-    def seeds(self) -> int: return min(map(len, self.bits.by_seed))
-
 def with_losses(rows: list[dict[str, Any]], name: str, found: Losses) -> None:
     "Add each rung's loss, and its interval, to its row."
     for row, mean, (low, high) in zip(rows, found.mean.tolist(), found.spans(), strict=True):
@@ -170,16 +166,6 @@ def fitted(
             bands += [who | dict(zip(("x", "value", "low", "high"), point, strict=True)) for point in law.band]
     return laws, bands
 
-def exponent_chance(
-    x: Sequence[float], # parameters or compute
-    bits: Losses,
-    of: Sequence[int], # the rungs of the line
-) -> tuple[float, Floats]: # half the interval over seeds; [units] how far each document moves the exponent
-    "What seeds and documents leave open about an exponent."
-    sizes, seeds = np.array(x, dtype=float), min(len(bits.by_seed[i]) for i in of)
-    each = np.array([bits.by_seed[i][:seeds] for i in of]) # [rungs, seeds]
-    return of_chance(power_fit(sizes, each)[1]), power_fit(sizes, np.exp(bits.moves[of] / bits.mean[of, None]))[1] # it is linear in the logarithms
-
 # %% ../../nbs/09_phases/10_scaling.ipynb #8718ec77
 SLOPE = 0.01 # least exponent: ten times the parameters save 2.3 % of the bits
 
@@ -213,20 +199,13 @@ def settle_size(
     kind: str, # what the test text is counted in
 ) -> None:
     "Settle the claim on two rungs: the relative change of bits per byte, paired by document and by seed."
-    names, bits = [row["rung"] for row in ladder.rows], ladder.bits
+    names = [row["rung"] for row in ladder.rows]
     if not set(ends) <= set(names) or ends[0] == ends[1]: settle(claims, "bigger_is_better", None, note="one size alone"); return
     old, new = (names.index(name) for name in ends)
-    ratio = math.log(bits.mean[new] / bits.mean[old])
-    chance = of_chance(np.log(bits.by_seed[new][:ladder.seeds] / bits.by_seed[old][:ladder.seeds]))
-    moves = bits.moves[new] / bits.mean[new] - bits.moves[old] / bits.mean[old]
-    def change(ends: tuple[float, float]) -> tuple[float, float]:
-        low, high = widened(ratio, ends, chance)
-        return math.expm1(low), math.expm1(high)
-    low, high = change(interval(np.log(bits.drawn[new] / bits.drawn[old])))
-    row, base = ladder.rows[new], ladder.rows[old]["bits_per_byte"]
-    result = Result(row["bits_per_byte"], row["n"], row["bits_per_byte_low"], row["bits_per_byte_high"], base, math.expm1(ratio), low, high,
-                    change(sure_interval(ratio, moves)), row["units"], kind)
-    settle(claims, "bigger_is_better", result, doubt=of_seeds(ladder.seeds))
+    row, change = ladder.rows[new], ladder.bits.change(old, new)
+    result = Result(row["bits_per_byte"], row["n"], row["bits_per_byte_low"], row["bits_per_byte_high"], ladder.rows[old]["bits_per_byte"], *change,
+                    units=row["units"], kind=kind)
+    settle(claims, "bigger_is_better", result, doubt=of_seeds(ladder.bits.seeds))
 
 # %% ../../nbs/09_phases/10_scaling.ipynb #3b58f865
 def settle_exponent(claims: Sequence[Claim], ladder: Ladder, group: tuple[str, str], kind: str) -> None:
@@ -238,7 +217,7 @@ def settle_exponent(claims: Sequence[Claim], ladder: Ladder, group: tuple[str, s
     low, high = widened(law["exponent"], sure_interval(law["exponent"], moves), chance)
     said = f"{law['rungs']} sizes; the interval says nothing of the form of the law"
     settle(claims, "exponent", Result(law["exponent"], law["rungs"], law["low"], law["high"], sure=(-high, -low), units=ladder.rows[0]["units"], kind=kind),
-           limit=-SLOPE, doubt=of_seeds(ladder.seeds), note=said)
+           limit=-SLOPE, doubt=of_seeds(ladder.bits.seeds), note=said)
 
 # %% ../../nbs/09_phases/10_scaling.ipynb #39562c20
 def settle_matched(claims: Sequence[Claim], rows: Sequence[Mapping[str, Any]]) -> None:
