@@ -17,6 +17,17 @@ def rows(folder, name):
     with (folder / "tables" / f"{name}.csv").open(encoding="utf-8", newline="") as file: return list(csv.DictReader(file))
 
 
+def ladder(**given):
+    """A ladder to its end, in this process; its run and the statuses it has logged."""
+    from paleotrain.core.settings import load_settings
+    from paleotrain.phases.scaling import ScalingConfig, climb, prepare_ladder
+    from paleotrain.runs.session import open_run
+    run, config = open_run("scaling", ScalingConfig, MICRO | given, load_settings())
+    prepare_ladder(run, config, load_settings())
+    climb(run, config, load_settings())
+    return run.folder, [e["status"] for e in events(run.folder) if e["kind"] == "status"]
+
+
 @pytest.fixture(scope="module")
 def climbed(tmp_path_factory):
     """One ladder of three micro rungs that the tests below look at."""
@@ -83,8 +94,8 @@ def test_report_of_the_ladder_and_of_a_rung(climbed):
     assert done.returncode == 0 and (folder / "rungs/llama-bpe-15k/report.html").exists(), done.stderr[-2000:]
 
 
-def test_a_killed_ladder_goes_on_inside_its_rung(runs):
-    """kill -9 while the second rung trains: the first is left alone, the second goes on from its checkpoint, the third follows."""
+def test_a_killed_ladder_goes_on_inside_its_rung(runs, monkeypatch, tmp_path):
+    """kill -9 while the second rung trains: the first is left alone, the second goes on from its checkpoint, to the end of a ladder nobody disturbed."""
     long = MICRO | {"rungs": "llama bpe 15k;llama bpe 40k", "tokens": 30_000, "evaluations": 6}
     folder = killed_at("*/rungs/llama-bpe-40k/checkpoints/step-*[1-9]*/checkpoint.json", runs, "run", "scaling", *options(long))
     from paleotrain.runs.directory import derive_status
@@ -97,17 +108,12 @@ def test_a_killed_ladder_goes_on_inside_its_rung(runs):
     assert len(second["attempts"]) == 2 and second["attempts"][1]["from_step"] > 0
     steps = [e["step"] for e in events(folder / "rungs/llama-bpe-40k") if e["kind"] == "train"]
     assert steps == sorted(set(steps)) and steps[-1] == round(30_000 / 512)
-
-
-def ladder(**given):
-    """A ladder to its end, in this process; its run and the statuses it has logged."""
-    from paleotrain.core.settings import load_settings
-    from paleotrain.phases.scaling import ScalingConfig, climb, prepare_ladder
-    from paleotrain.runs.session import open_run
-    run, config = open_run("scaling", ScalingConfig, MICRO | given, load_settings())
-    prepare_ladder(run, config, load_settings())
-    climb(run, config, load_settings())
-    return run.folder, [e["status"] for e in events(run.folder) if e["kind"] == "status"]
+    monkeypatch.setenv("PALEOTRAIN_RUNS", str(tmp_path / "others")) # so that nothing is taken over
+    undisturbed, said = ladder(**long)
+    assert said == ["started", "claims", "rung", "rung", "finished"]
+    for name in ("rungs/llama-bpe-15k/model", "rungs/llama-bpe-40k/model"):
+        assert (folder / name / "model.safetensors").read_bytes() == (undisturbed / name / "model.safetensors").read_bytes()
+    assert (folder / "claims.json").read_bytes() == (undisturbed / "claims.json").read_bytes()
 
 
 def test_a_longer_ladder_trains_its_new_rung_alone(climbed, monkeypatch, tmp_path, capsys):
