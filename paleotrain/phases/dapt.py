@@ -25,32 +25,32 @@ import torch
 from numpy.typing import NDArray
 
 from ..core.configurations import DaptConfig
-from ..core.files import read_json, set_seed, sha256_file, write_json
-from ..core.settings import Settings, UserError, load_settings, locate, located, shown_path
-from ..runs.claims import Claim, Result, claim, of_seeds, promise, settle, verdict
+from ..core.files import set_seed
+from ..core.settings import Settings, UserError, load_settings, locate, located
+from ..runs.claims import Claim, Result, claim, of_seeds, settle, verdict
 from ..runs.directory import Run, best_checkpoint, checkpoints, derive_status, finish, read_events
-from ..runs.directory import refuse_changed, write_samples, write_table
+from ..runs.directory import write_samples, write_table
 from ..runs.session import frozen, inner_run
-from ..data.splits import Splits, data_summary, load_splits
+from ..data.splits import Splits, data_summary, load_splits, splits_of
 from ..data.terms import Occurrences, Term, count_terms, nowhere, read_terms, term_pattern
-from ..tokenizers.encode import tokenizer_hash
 from ..tokenizers.extend import extend_tokenizer, never_whole, why_not_whole
 from ..tokenizers.train import fragmentation, is_fragmented, unknown_characters
-from ..models.locate import locate_model, parent_of
-from ..models.masked import LoadedModel, check_length, extend_model, load_mlm, parameter_count, pick_device
-from ..models.masked import pick_precision, use_summed_loss
+from ..models.locate import locate_model
+from ..models.masked import LoadedModel, check_length, extend_model, load_mlm, parameter_count
+from ..models.masked import pick_device, pick_precision, use_summed_loss
 from ..training.batches import ChunkMix
 from ..training.callbacks import Rule, beyond, memory_gb, no_better_by
 from ..training.masking import WordMasker, masked_example, write_chunks
 from ..training.plan import Plan, batch_tokens, make_plan
 from ..training.trainer import Trained, train
-from ..evaluation.intervals import BITS, FEW_RANKS, Comparison, Figure, Scores, compare, differ, figure
-from ..evaluation.intervals import perplexity, power_row
-from ..evaluation.pseudo_likelihood import METRICS, UNITS, Ranks, Window, by_term, cloze, evaluation_windows
-from ..evaluation.pseudo_likelihood import fit_windows, sample_documents, score, term_ranks, term_rows
-from ..evaluation.pseudo_likelihood import unigram_scores
+from ..evaluation.intervals import BITS, FEW_RANKS, Comparison, Figure, Scores, compare, differ
+from ..evaluation.intervals import figure, perplexity, power_row
+from ..evaluation.pseudo_likelihood import METRICS, UNITS, Ranks, Window, by_term, cloze
+from ..evaluation.pseudo_likelihood import evaluation_windows, fit_windows, sample_documents, score
+from ..evaluation.pseudo_likelihood import term_ranks, term_rows, unigram_scores
 from ..evaluation.text_doubts import cut_terms, too_few, unknown_words, why_alike
-from .scaffold import check_parent_text, export_model
+from .scaffold import announce, check_parent_text, conclude_training, file_entry
+from .scaffold import parent_facts, promised, record_inputs, trained_itself
 
 # %% ../../nbs/09_phases/04_dapt.ipynb #a7778fc2
 GENERAL_TEST, GENERAL_VALIDATION = 0.4, 0.2 # shares of the general text; the rest is replay
@@ -69,9 +69,7 @@ class DaptData:
 # %% ../../nbs/09_phases/04_dapt.ipynb #c666c10d
 def read_splits(config: DaptConfig, settings: Settings) -> tuple[Splits, Splits | None]:
     "Domain text and, where it is given, general text; a UserError where a split of the domain is empty."
-    splits = load_splits(located(config.corpus, settings) or [], settings, test_files=located(config.test_files, settings),
-                         validation_files=located(config.validation_files, settings), test_fraction=config.test_fraction,
-                         validation_fraction=config.validation_fraction, seed=config.seed)
+    splits = splits_of(config, settings)
     for split in ("validation", "test"):
         if not splits.counts[split]["documents"]:
             raise UserError("corpus", f"none of its {sum(c['documents'] for c in splits.counts.values())} documents fell to the {split} split",
@@ -94,14 +92,12 @@ def prepare(run: Run, config: DaptConfig, settings: Settings) -> DaptData:
     base = locate_model(config.base_model, settings, "masked")
     terms_file = locate(config.terms, settings) if config.terms else None
     terms = read_terms(terms_file) if terms_file else []
-    pattern = term_pattern(terms) if terms else None
+    pattern = term_pattern(terms)
     splits, general = read_splits(config, settings)
     windows = evaluation_windows(splits, "domain", config, pattern, config.term_occurrences) | evaluation_windows(general, "general", config, None)
     inputs = splits.inputs("corpus", settings) + (general.inputs("general", settings) if general else [])
-    if terms_file: inputs.append({"role": "terms", "path": shown_path(terms_file, settings), "sha256": sha256_file(terms_file),
-                                  "bytes": terms_file.stat().st_size, "documents": None, "licence": None})
-    refuse_changed(run, inputs)
-    run.update(title=f"Adapting {Path(config.base_model).name} to {config.domain}", inputs=inputs, data=data_summary(splits, general))
+    if terms_file: inputs.append(file_entry(terms_file, "terms", settings))
+    record_inputs(run, inputs, title=f"Adapting {Path(config.base_model).name} to {config.domain}", data=data_summary(splits, general))
     warn_of_text(run, splits, general)
     met = count_terms((d.text for d in splits.documents("train")) if terms else (), terms)
     data = DaptData(splits, general, terms, pattern, windows, met)
@@ -120,9 +116,8 @@ def doubt_parent(run: Run, data: DaptData, inputs: Sequence[Mapping[str, Any]], 
     "No verdict on text that the base has been trained on."
     both = check_parent_text(run, inputs, base)
     for role, claims in (("corpus", ("domain", "rare_terms")), ("general", ("general",))):
-        mine = [entry["path"] for entry in inputs if entry["role"] == role and entry["path"] in both]
-        reason = f"the base model was itself trained on {', '.join(mine)}"
-        for claim_id in claims if mine else (): data.doubts[claim_id] = reason
+        reason = trained_itself(entry["path"] for entry in inputs if entry["role"] == role and entry["path"] in both)
+        if reason: data.doubts |= dict.fromkeys(claims, reason)
 
 def doubt_text(run: Run, data: DaptData) -> None:
     "Too few test documents, and general text that is domain text."
@@ -209,14 +204,14 @@ def load_base(run: Run, config: DaptConfig, data: DaptData, settings: Settings) 
     loaded = load_mlm(place)
     check_length(config, loaded.model)
     old, name = loaded.tokenizer, f"{Path(config.base_model).name} as loaded"
-    parent = parent_of(run, place, settings, tokenizer_sha256=tokenizer_hash(old))
+    parent = parent_facts(run, place, loaded, settings)
     if unknown := unknown_characters(old, (d.text for d in islice(data.splits.documents("train"), 200))): run.warn(unknown)
     tokenizer, added = more_words(run, config, data, loaded)
     fit_windows(run, data.windows, [(loaded.model, old), (loaded.model, tokenizer)])
     doubt_words(run, data, old, tokenizer)
     loaded.model.to(pick_device(config.device))
     head, why = check_head(run, loaded, data)
-    run.update(parent={**parent, "parameters": parameter_count(loaded.model), "head": head}, baseline=f"A: {name}, its head {head}")
+    run.update(parent=parent | {"head": head}, baseline=f"A: {name}, its head {head}")
     extend_model(loaded.model, old, tokenizer, added)
     return Base(loaded, tokenizer, added, {i: ids for ids in added.values() for i in ids}, old, place, place, name, why)
 
@@ -286,10 +281,7 @@ def plan_dapt(run: Run, config: DaptConfig, data: DaptData, base: Base, settings
         plan.rows.append(("decides ranks", f"{FEW_RANKS} {tested[0].kind}", f"with rare terms; there are {len({w.unit for w in tested})}"))
     summary = run.manifest["data"]
     plan.problems += tell_replay(summary, config, mix)
-    run.update(data=summary, plan={"rows": plan.rows, "problems": plan.problems}, example=masked_example(mix, masker),
-               hardware=run.manifest["hardware"] | {"precision": config.precision})
-    for problem in plan.problems: run.log("warning", message=problem)
-    if not (run.folder / "claims.json").exists(): promise(run, dapt_claims(config, base.state))
+    announce(run, plan, dapt_claims(config, base.state), {"precision": config.precision}, data=summary, example=masked_example(mix, masker))
     return DaptPlan(plan, mix, masker), config
 
 # %% ../../nbs/09_phases/04_dapt.ipynb #fb93f6bd
@@ -572,9 +564,8 @@ def judge_dapt(
     placebo: Path | None = None, # its checkpoint
 ) -> list[Claim]:
     "Read the test split once, in every state; write tables, claims, samples, model; finish."
-    best = best_checkpoint(run.folder)
     states = read_states(config, state_folders(base, run.folder, placebo), base, data)
-    claims: list[Claim] = read_json(run.folder / "claims.json")
+    claims = promised(run)
     doubts = data.doubts | (dict.fromkeys(TEXTS, base.doubt) if base.doubt else {})
     settle_trained(claims, states, doubts, config.seed)
     settle_english(claims, states, doubts, config.seed, bool(base.added))
@@ -583,10 +574,7 @@ def judge_dapt(
     measured_claims(run, config, claims, trained)
     write_table(run, "states", state_rows(states, config.seed))
     write_table(run, "changes", change_rows(states, config.seed))
-    before, after = (load_mlm(place) for place in (base.baseline, best["folder"]))
+    before, after = (load_mlm(place) for place in (base.baseline, best_checkpoint(run.folder)["folder"]))
     for loaded in (before, after): loaded.model.to(pick_device(config.device))
     write_samples(run, cloze(before, after, data.windows, config.seed, base.variants))
-    write_json(run.folder / "claims.json", claims)
-    export_model(run, best["folder"], claims)
-    finish(run, "finished", trained.reason, steps=trained.steps, best_step=best["step"], seconds=round(trained.seconds, 1))
-    return claims
+    return conclude_training(run, claims, trained)

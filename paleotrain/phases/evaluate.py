@@ -19,22 +19,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.configurations import EvaluateConfig, Sampling
-from ..core.files import read_json, sha256, sha256_file, stable_fraction, write_json
+from ..core.files import read_json, sha256, stable_fraction
 from ..core.settings import Settings, UserError, located, shown_path
 from ..runs.claims import Claim, claim, promise, settle
-from ..runs.directory import Run, finish, refuse_changed, write_samples, write_table
+from ..runs.directory import Run, write_samples, write_table
 from ..runs.session import frozen
 from ..data.readers import Document, ReadReport, expand, read_documents, read_lines, suffix_of
 from ..data.words import count_words, counted_so, unspaced_words
-from ..tokenizers.encode import tokenizer_hash
 from ..models.causal import context_length, load_causal
-from ..models.locate import locate_model, parent_of
-from ..models.masked import LoadedModel, autocast, parameter_count, pick_device, pick_precision
+from ..models.locate import locate_model
+from ..models.masked import LoadedModel, autocast, pick_device, pick_precision
 from ..evaluation.generation import sample_statistics
-from ..evaluation.intervals import BITS, FEW_RATES, compare_rates, figure, unit_kind, unit_names, units_told
-from ..evaluation.surprisal import STRETCHES, Scored, coverage, in_stretches, per_character, score_texts
-from ..evaluation.texts import Judged, openings, sample_rows, score_rows, settle_figure, settle_unknown
-from ..evaluation.texts import unit_rows, xz_bits
+from ..evaluation.intervals import BITS, FEW_RATES, compare_rates, figure, unit_kind, unit_names
+from ..evaluation.intervals import units_told
+from ..evaluation.surprisal import STRETCHES, Scored, coverage, in_stretches, per_character
+from ..evaluation.surprisal import score_texts
+from ..evaluation.texts import Judged, openings, sample_rows, score_rows, settle_figure
+from ..evaluation.texts import settle_unknown, unit_rows, xz_bits
+from .scaffold import conclude, entries_of, file_entry, parent_facts, promised, record_inputs
 from .scaffold import trained_on
 
 # %% ../../nbs/09_phases/09_evaluate.ipynb #eae2816a
@@ -67,8 +69,7 @@ def raw_texts(files: Sequence[Path], settings: Settings) -> Texts:
     texts = [(shown_path(path, settings), "".join(read_lines(path))) for path in files]
     empty = next((name for name, text in texts if not text.strip()), None)
     if empty: raise UserError(empty, "no text in it", "name files with text")
-    inputs = [{"role": "corpus", "path": shown_path(path, settings), "sha256": sha256_file(path), "bytes": path.stat().st_size, "documents": 1,
-               "licence": None, "splits": ["test"]} for path in files]
+    inputs = [file_entry(path, "corpus", settings, 1) | {"splits": ["test"]} for path in files]
     return Texts(texts, inputs, "files exactly as they are, line ends included, as the model was trained", STRETCHES)
 
 # %% ../../nbs/09_phases/09_evaluate.ipynb #49a2216e
@@ -89,7 +90,7 @@ def read_texts(config: EvaluateConfig, settings: Settings, place: Path) -> Texts
     drawn = heapq.nsmallest(config.max_documents, keyed(), key=lambda k: k[:2])
     documents = [document for _, _, document in sorted(drawn, key=lambda k: k[1])]
     if not documents: raise UserError("corpus", f"no text in {', '.join(path.name for path in files[:3])}", "name files with text")
-    inputs = [entry | {"role": "corpus", "path": shown_path(entry["path"], settings), "splits": ["test"]} for entry in report.files]
+    inputs = [entry | {"splits": ["test"]} for entry in entries_of(report, "corpus", settings)]
     said = f"{len(documents):,} of {read:,} documents, drawn by hash" if len(documents) < read else f"all {read:,} documents"
     names, kind = unit_names(documents), unit_kind(documents)
     if "book" in kind: said += f"; intervals resample {units_told(names, kind)}"
@@ -114,15 +115,14 @@ def prepare(run: Run, config: EvaluateConfig, settings: Settings) -> EvaluateDat
     device = pick_device(config.device)
     frozen(run, EvaluateConfig, device=device, precision=pick_precision(config.precision, device))
     texts, inputs, said, kind, bad = read_texts(config, settings, place)
-    refuse_changed(run, inputs)
     seen, overlap = seen_in_training(place, inputs)
     other, other_overlap = seen_in_training(against, inputs, "the other model") if against else (None, "")
     counts = {"documents": len(texts), "words": sum(count_words(text) for _, text in texts), "characters": sum(len(text) for _, text in texts),
               "bytes": sum(len(text.encode()) for _, text in texts)}
     name = place.parent.name if place.name == "model" else place.name
     if told := counted_so(sum(unspaced_words(text) for _, text in texts), counts["words"]): said += f";{told}"
-    run.update(title=f"Evaluating {name}", inputs=inputs, data={"kind": kind, "split_by": said, "splits": {"text": counts}, "overlap": overlap,
-                                                                "test_units": [unit for unit, _ in texts]})
+    about = {"kind": kind, "split_by": said, "splits": {"text": counts}, "overlap": overlap, "test_units": [unit for unit, _ in texts]}
+    record_inputs(run, inputs, title=f"Evaluating {name}", data=about)
     if seen is not None: run.check("the model has not seen this text", not seen, overlap)
     for files, told in ((seen, overlap), (other, other_overlap)):
         if files: run.warn(f"{told}: its figures are flattered, and nothing is decided")
@@ -141,7 +141,7 @@ def promise_claims(run: Run, config: EvaluateConfig, data: EvaluateData) -> None
     if config.against:
         claims.append(claim("regression", f"Is not worse than {Path(config.against).name}", bits, "<= +1 %", "property", threshold=0.01, unit="bits"))
     run.update(baseline="what xz makes of the same text alone" + (f"; for the comparison, {Path(config.against).name}" if config.against else ""))
-    if not (run.folder / "claims.json").exists(): promise(run, claims)
+    promise(run, claims)
 
 # %% ../../nbs/09_phases/09_evaluate.ipynb #5d488969
 @dataclass
@@ -166,9 +166,9 @@ def read_with(place: Path, config: EvaluateConfig, data: EvaluateData, top_k: in
 # %% ../../nbs/09_phases/09_evaluate.ipynb #ac3ae619
 def tell_model(run: Run, config: EvaluateConfig, place: Path, loaded: LoadedModel, settings: Settings) -> None:
     "What the manifest says of the model that is judged."
-    parent = parent_of(run, place, settings, tokenizer_sha256=tokenizer_hash(loaded.tokenizer))
-    run.update(parent={**parent, "parameters": parameter_count(loaded.model), "family": loaded.model.config.model_type, "context": context_length(loaded.model),
-                       "vocabulary": len(loaded.tokenizer)}, hardware=run.manifest["hardware"] | {"precision": config.precision, "device": config.device})
+    parent = parent_facts(run, place, loaded, settings, family=loaded.model.config.model_type, context=context_length(loaded.model),
+                          vocabulary=len(loaded.tokenizer))
+    run.update(parent=parent, hardware=run.manifest["hardware"] | {"precision": config.precision, "device": config.device})
 
 def measure(run: Run, config: EvaluateConfig, data: EvaluateData, settings: Settings) -> Measured:
     "Load the earlier model and score the text; then the same with the one to judge."
@@ -225,7 +225,7 @@ TWO_MODELS = "about these two models as they are, not about two ways of training
 
 def judged_claims(run: Run, config: EvaluateConfig, data: EvaluateData, found: Measured) -> list[Claim]:
     "The claims with their results."
-    claims: list[Claim] = read_json(run.folder / "claims.json")
+    claims = promised(run)
     bits, lost = figure(found.judged.scores, "bytes", BITS, seed=config.seed), found.unknown.total()
     hidden = 8 * sum(len(letter.encode()) * count for letter, count in found.unknown.items()) / bits.n
     told = f"{lost:,} unknown characters would add {hidden:.3f} bits at most" if lost else ""
@@ -244,9 +244,7 @@ def judge(run: Run, config: EvaluateConfig, data: EvaluateData, found: Measured,
     write_all_samples(run, config, data, found.loaded)
     write_tables(run, config, data, found)
     claims = judged_claims(run, config, data, found)
-    write_json(run.folder / "claims.json", claims)
     summary = run.manifest["data"]
     summary["splits"]["text"]["tokens"] = int(found.judged.scores.pieces.sum())
     run.update(data=summary | {"unknown_characters": found.unknown.total()})
-    finish(run, "finished", f"{len(data.texts):,} texts scored", steps=0, seconds=round(time.monotonic() - begun, 1))
-    return claims
+    return conclude(run, claims, f"{len(data.texts):,} texts scored", time.monotonic() - begun)

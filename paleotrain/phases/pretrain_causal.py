@@ -19,31 +19,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.configurations import PretrainConfig, Sampling, parse_size
-from ..core.files import read_json, set_seed, sha256, sha256_file, stable_fraction, write_json
-from ..core.settings import Settings, UserError, locate, located, shown_path
-from ..runs.claims import Claim, Result, claim, promise, settle
-from ..runs.directory import Run, best_checkpoint, finish, read_events, refuse_changed
-from ..runs.directory import write_samples, write_table
+from ..core.files import set_seed, sha256, stable_fraction
+from ..core.settings import Settings, UserError, locate, located
+from ..runs.claims import Claim, Result, claim, settle
+from ..runs.directory import Run, best_checkpoint, read_events, refuse_changed, write_samples
+from ..runs.directory import write_table
 from ..runs.session import frozen
 from ..data.readers import Document, expand, stem_of
-from ..data.splits import SPLITS, load_splits
+from ..data.splits import SPLITS, splits_of
 from ..data.words import WORDS, count_words
-from ..tokenizers.encode import tokenizer_hash
 from ..tokenizers.train import KINDS, check_lossless, train_lossless_unigram, train_tokenizer
-from ..models.causal import Shape, context_length, load_causal, new_causal, reading_limit, solve_shape
-from ..models.causal import usage_of, use_causal_loss
-from ..models.locate import locate_model, parent_of
+from ..models.causal import Shape, context_length, load_causal, new_causal, reading_limit
+from ..models.causal import solve_shape, usage_of, use_causal_loss
+from ..models.locate import locate_model
 from ..models.masked import LoadedModel, parameter_count, pick_device, pick_precision
 from ..training.plan import Plan, batch_tokens, make_plan
 from ..training.stream import Contexts, next_token_batch, position_splits, write_stream
 from ..training.trainer import Trained, train
 from ..evaluation.generation import prompt_ids
-from ..evaluation.intervals import BITS, FEW_RATES, compare_rates, figure, unit_kind, unit_names, units_told
+from ..evaluation.intervals import BITS, FEW_RATES, compare_rates, figure, unit_kind, unit_names
+from ..evaluation.intervals import units_told
 from ..evaluation.pseudo_likelihood import sample_documents
 from ..evaluation.surprisal import STRETCHES, coverage, in_stretches, score_texts, unit_scores
-from ..evaluation.texts import Judged, openings, sample_rows, score_rows, settle_figure, settle_unknown
-from ..evaluation.texts import unigram_of, unit_rows, xz_bits
-from .scaffold import check_parent_text, export_model
+from ..evaluation.texts import Judged, openings, sample_rows, score_rows, settle_figure
+from ..evaluation.texts import settle_unknown, unigram_of, unit_rows, xz_bits
+from .scaffold import announce, check_parent_text, conclude_training, file_entry
+from .scaffold import parent_facts, promised, trained_itself
 
 # %% ../../nbs/09_phases/07_pretrain_causal.ipynb #fd597b80
 @dataclass
@@ -67,8 +68,7 @@ def _by_position(run: Run, config: PretrainConfig, settings: Settings) -> Causal
     gap = config.max_seq_length * (1 if config.tokenizer == "character" else SUBWORD)
     parts = {path: position_splits(path, config.validation_fraction, config.test_fraction, gap) for path in files}
     splits = [split for split in SPLITS if split != "test" or config.test_fraction]
-    inputs = [{"role": "corpus", "path": shown_path(path, settings), "sha256": sha256_file(path), "bytes": path.stat().st_size, "documents": 1, "licence": None,
-               "splits": splits} for path in files]
+    inputs = [file_entry(path, "corpus", settings, 1) | {"splits": splits} for path in files]
     shares = f"the last {config.validation_fraction:.0%} validation"
     shares += f" before {config.test_fraction:.0%} test" if config.test_fraction else ", no test split"
     names = dict(zip(files, _named([stem_of(path) for path in files]), strict=True))
@@ -89,9 +89,7 @@ def drawn_words(documents: list[Document], words: int, seed: int) -> list[tuple[
     return kept
 
 def _by_document(run: Run, config: PretrainConfig, settings: Settings) -> CausalData:
-    splits = load_splits(located(config.corpus, settings) or [], settings, test_files=located(config.test_files, settings),
-                         validation_files=located(config.validation_files, settings), test_fraction=config.test_fraction,
-                         validation_fraction=config.validation_fraction, seed=config.seed)
+    splits = splits_of(config, settings)
     if not splits.counts["validation"]["documents"]:
         raise UserError("corpus", f"none of its {sum(c['documents'] for c in splits.counts.values())} documents fell to validation",
                         "split one long text by position (-p split position), or give more documents, a larger validation_fraction, validation_files")
@@ -161,8 +159,7 @@ def load_or_make(run: Run, config: PretrainConfig, data: CausalData, settings: S
     set_seed(config.seed)
     if config.base_model:
         loaded = load_causal(locate_model(config.base_model, settings, "causal"), device)
-        both = check_parent_text(run, run.manifest["inputs"], loaded.name)
-        if both: data.doubt = f"the base model was itself trained on {', '.join(both)}"
+        data.doubt = trained_itself(check_parent_text(run, run.manifest["inputs"], loaded.name))
     else:
         tokenizer = make_tokenizer(config, data.training(), settings)
         loaded = LoadedModel(make_model(config, tokenizer, device), tokenizer, "none, from scratch", "new")
@@ -170,16 +167,15 @@ def load_or_make(run: Run, config: PretrainConfig, data: CausalData, settings: S
     check_lossless(tokenizer, next(iter(data.training()))[:20_000])
     family, most = model.config.model_type, context_length(model)
     if config.max_seq_length > most: raise UserError("max_seq_length", f"{config.max_seq_length} for a model of {most} positions", "use fewer")
-    parent = parent_of(run, loaded.name if config.base_model else None, settings, tokenizer_sha256=tokenizer_hash(tokenizer))
     model.to(device)
     sample = "".join(text for _, text in data.held["validation"])[:100_000]
     facts = {"kind": "the base model's" if config.base_model else config.tokenizer, "vocabulary": len(tokenizer),
              "characters_per_token": round(len(sample) / max(1, len(tokenizer(sample, verbose=False)["input_ids"])), 3)}
     shape = {name: getattr(model.config, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads") if hasattr(model.config, name)}
     asked = parse_size(config.parameters) if config.parameters else None
-    run.update(parent={**parent, "parameters": parameter_count(model), "asked": asked, "head": loaded.head, "family": family,
-                       "shape": shape, "context": config.max_seq_length, "tokenizer": facts},
-               baseline="a unigram model: each token by its frequency in the training split")
+    parent = parent_facts(run, loaded.name if config.base_model else None, loaded, settings, asked=asked, head=loaded.head, family=family,
+                          shape=shape, context=config.max_seq_length, tokenizer=facts)
+    run.update(parent=parent, baseline="a unigram model: each token by its frequency in the training split")
     return loaded
 
 # %% ../../nbs/09_phases/07_pretrain_causal.ipynb #06cae74e
@@ -229,10 +225,8 @@ def plan_pretrain(
     summary["splits"]["train"] |= {"tokens": len(stream), "chunks": mix.count}
     attention = "none" if loaded.model.config.model_type == "char_lstm" else loaded.model.config._attn_implementation
     plan.rows.append(("precision", config.precision, f"on {device}, attention {attention}; {run.manifest['config']['precision']['origin']}"))
-    run.update(data=summary, plan={"rows": plan.rows, "problems": plan.problems}, example=packed_example(mix, loaded.tokenizer),
-               hardware=run.manifest["hardware"] | {"precision": config.precision, "device": device, "attention": attention})
-    for problem in plan.problems: run.log("warning", message=problem)
-    if not (run.folder / "claims.json").exists(): promise(run, causal_claims(config, judged))
+    announce(run, plan, causal_claims(config, judged), {"precision": config.precision, "device": device, "attention": attention}, data=summary,
+             example=packed_example(mix, loaded.tokenizer))
     return plan, mix, next_token_batch, config
 
 # %% ../../nbs/09_phases/07_pretrain_causal.ipynb #05ab96c8
@@ -326,19 +320,16 @@ def settle_time(run: Run, claims: list[Claim], config: PretrainConfig, trained: 
 # %% ../../nbs/09_phases/07_pretrain_causal.ipynb #5c692e46
 def judge_pretrain(run: Run, config: PretrainConfig, data: CausalData, trained: Trained) -> list[Claim]:
     "The held-out text by the best checkpoint; where there is no test split, the validation text, which also chose the checkpoint."
-    best, split = best_checkpoint(run.folder), "test" if data.held["test"] else "validation"
+    split = "test" if data.held["test"] else "validation"
     _, *before = read_both(config, data, run.folder / "checkpoints/step-000000", split)
-    loaded, side, strided = read_both(config, data, best["folder"], split)
+    loaded, side, strided = read_both(config, data, best_checkpoint(run.folder)["folder"], split)
     texts = [text for _, text in clipped(data, split, config.test_words)]
     xz = xz_bits(texts, data.training())
     write_table(run, "scores", [*score_rows(split, strided, xz, config.seed), score_rows(SIDE_BY_SIDE, side, xz, config.seed)[0]])
     write_table(run, "units", unit_rows(split, strided))
     write_samples(run, draw_samples(config, data, loaded))
-    claims: list[Claim] = read_json(run.folder / "claims.json")
+    claims = promised(run)
     settle_text(claims, config, data, (before[0], before[1]), (side, strided), split, xz)
     settle_unknown(claims, *coverage(loaded.tokenizer, texts), below=0.001)
     settle_time(run, claims, config, trained)
-    write_json(run.folder / "claims.json", claims)
-    export_model(run, best["folder"], claims, usage_of(loaded.model.config.model_type))
-    finish(run, "finished", trained.reason, steps=trained.steps, best_step=best["step"], seconds=round(trained.seconds, 1))
-    return claims
+    return conclude_training(run, claims, trained, usage_of(loaded.model.config.model_type))

@@ -15,26 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from ..core.configurations import PretrainConfig
-from ..core.files import read_json, set_seed, write_json
-from ..core.settings import Settings, UserError, located
-from ..runs.claims import Claim, claim, promise, settle
-from ..runs.directory import Run, best_checkpoint, finish, refuse_changed, write_samples
-from ..runs.directory import write_table
+from ..core.files import set_seed
+from ..core.settings import Settings, UserError
+from ..runs.claims import Claim, claim, settle
+from ..runs.directory import Run, best_checkpoint, write_samples, write_table
 from ..runs.session import frozen
-from ..data.splits import Splits, data_summary, load_splits
-from ..tokenizers.encode import tokenizer_hash
+from ..data.splits import Splits, data_summary, splits_of
 from ..tokenizers.train import train_unigram, unknown_characters
-from ..models.locate import locate_model, parent_of
-from ..models.masked import LoadedModel, check_length, load_mlm, new_mlm, parameter_count, pick_device
-from ..models.masked import pick_precision, use_summed_loss
+from ..models.locate import locate_model
+from ..models.masked import LoadedModel, check_length, load_mlm, new_mlm, parameter_count
+from ..models.masked import pick_device, pick_precision, use_summed_loss
 from ..training.batches import ChunkMix
 from ..training.masking import WordMasker, masked_example, write_chunks
 from ..training.plan import Plan, batch_tokens, make_plan
 from ..training.trainer import Trained, train
 from ..evaluation.intervals import Scores, compare, figure
-from ..evaluation.pseudo_likelihood import UNITS, Window, cloze, evaluation_windows, fit_windows, metric_row
-from ..evaluation.pseudo_likelihood import score, unigram_scores
-from .scaffold import check_parent_text, export_model
+from ..evaluation.pseudo_likelihood import UNITS, Window, cloze, evaluation_windows, fit_windows
+from ..evaluation.pseudo_likelihood import metric_row, score, unigram_scores
+from .scaffold import announce, check_parent_text, conclude_training, parent_facts, promised
+from .scaffold import record_inputs, trained_itself
 
 # %% ../../nbs/09_phases/05_pretrain_masked.ipynb #f2a1b8a2
 @dataclass
@@ -46,15 +45,10 @@ class PretrainData:
 
 def prepare(run: Run, config: PretrainConfig, settings: Settings) -> PretrainData:
     "Read and split the text; the manifest learns what was read."
-    splits = load_splits(located(config.corpus, settings) or [], settings, test_files=located(config.test_files, settings),
-                         validation_files=located(config.validation_files, settings),
-                         test_fraction=config.test_fraction, validation_fraction=config.validation_fraction, seed=config.seed)
+    splits = splits_of(config, settings)
     for split in ("validation", "test"):
         if not splits.counts[split]["documents"]: raise UserError("corpus", f"no document in the {split} split", "give more documents or a larger fraction")
-    inputs = splits.inputs("corpus", settings)
-    refuse_changed(run, inputs)
-    run.update(title=f"Pretraining {config.name}", inputs=inputs, data=data_summary(splits, None))
-    if splits.report.bad: run.warn(f"{splits.report.bad} broken lines were left out")
+    record_inputs(run, splits.inputs("corpus", settings), splits.report.bad, title=f"Pretraining {config.name}", data=data_summary(splits, None))
     return PretrainData(splits, evaluation_windows(splits, "domain", config, None))
 
 def load_or_make(run: Run, config: PretrainConfig, data: PretrainData, settings: Settings) -> LoadedModel:
@@ -62,8 +56,7 @@ def load_or_make(run: Run, config: PretrainConfig, data: PretrainData, settings:
     set_seed(config.seed)
     if config.base_model:
         loaded = load_mlm(locate_model(config.base_model, settings, "masked"))
-        both = check_parent_text(run, run.manifest["inputs"], loaded.name)
-        if both: data.doubt = f"the base model was itself trained on {', '.join(both)}"
+        data.doubt = trained_itself(check_parent_text(run, run.manifest["inputs"], loaded.name))
         if unknown := unknown_characters(loaded.tokenizer, (d.text for d in islice(data.splits.documents("train"), 200))): run.warn(unknown)
     else:
         texts: Iterator[str] = (document.text for document in data.splits.documents("train"))
@@ -72,9 +65,8 @@ def load_or_make(run: Run, config: PretrainConfig, data: PretrainData, settings:
         loaded = LoadedModel(made, tokenizer, "none, from scratch", "new")
     check_length(config, loaded.model)
     fit_windows(run, data.windows, [(loaded.model, loaded.tokenizer)])
-    parent = parent_of(run, loaded.name if config.base_model else None, settings, tokenizer_sha256=tokenizer_hash(loaded.tokenizer))
-    run.update(parent={**parent, "parameters": parameter_count(loaded.model), "head": loaded.head},
-               baseline="a unigram model: each piece by its frequency in the training split")
+    parent = parent_facts(run, loaded.name if config.base_model else None, loaded, settings, head=loaded.head)
+    run.update(parent=parent, baseline="a unigram model: each piece by its frequency in the training split")
     loaded.model.to(pick_device(config.device))
     return loaded
 
@@ -100,11 +92,7 @@ def plan_pretrain(
     plan = make_plan(config, mix.tokens_per_epoch, mix.batches_per_epoch, parameter_count(loaded.model), len({w.unit for w in data.windows["domain/test"]}))
     summary = run.manifest["data"]
     summary["splits"]["train"] |= {"tokens": mix.tokens_per_epoch, "chunks": len(mix.lengths[0])}
-    run.update(data=summary, plan={"rows": plan.rows, "problems": plan.problems}, example=masked_example(mix, masker),
-               hardware=run.manifest["hardware"] | {"precision": config.precision})
-    for problem in plan.problems: run.log("warning", message=problem)
-    if not (run.folder / "claims.json").exists():
-        promise(run, masked_claims(config))
+    announce(run, plan, masked_claims(config), {"precision": config.precision}, data=summary, example=masked_example(mix, masker))
     return plan, mix, masker, config
 
 # %% ../../nbs/09_phases/05_pretrain_masked.ipynb #8255bf9f
@@ -132,20 +120,17 @@ def settle_masked(
 # %% ../../nbs/09_phases/05_pretrain_masked.ipynb #b61ecba9
 def judge_pretrain(run: Run, config: PretrainConfig, data: PretrainData, trained: Trained) -> list[Claim]:
     "Tables, samples and claims of the test split; the model; the run's end."
-    best, windows = best_checkpoint(run.folder), data.windows["domain/test"]
+    windows = data.windows["domain/test"]
     def read(folder: Path) -> tuple[LoadedModel, Scores]:
         loaded = load_mlm(folder)
         loaded.model.to(pick_device(config.device))
         return loaded, score(loaded.model, loaded.tokenizer, windows, None, batch_tokens(config))
     _, before = read(run.folder / "checkpoints/step-000000")
-    tuned, after = read(best["folder"])
+    tuned, after = read(best_checkpoint(run.folder)["folder"])
     unigram = unigram_scores(tuned.tokenizer, (d.text for d in data.splits.documents("train")), windows)
-    claims: list[Claim] = read_json(run.folder / "claims.json")
+    claims = promised(run)
     settle_masked(claims, data, config, unigram, before, after)
     per = {"held-out words": "words", "held-out words, a character": "characters"}
     write_table(run, "metrics", [metric_row(name, "perplexity", compare(unigram, after, seed=config.seed, per=unit)) for name, unit in per.items()])
     write_samples(run, cloze(None, tuned, data.windows, config.seed))
-    write_json(run.folder / "claims.json", claims)
-    export_model(run, best["folder"], claims)
-    finish(run, "finished", trained.reason, steps=trained.steps, best_step=best["step"], seconds=round(trained.seconds, 1))
-    return claims
+    return conclude_training(run, claims, trained)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOST', 'WHOLE', 'TrainingText', 'TokenizerData', 'load_given', 'prepare', 'promise_claims', 'train_all', 'extend_all',
            'ratio', 'comparison_row', 'why_cut', 'fragmentation_rows', 'word_rows', 'pick_sentence', 'pictured',
-           'unchanged', 'settle_coverage', 'settle_terms', 'export', 'judge', 'conclude']
+           'unchanged', 'settle_coverage', 'settle_terms', 'export', 'judge', 'write_results']
 
 # %% ../../nbs/09_phases/03_tokenizer.ipynb #7141fdbc
 import re
@@ -21,17 +21,18 @@ import numpy as np
 from tqdm import tqdm
 
 from ..core.configurations import TokenizerConfig
-from ..core.files import atomic_dir, atomic_write, read_json, sha256, sha256_file, write_json
-from ..core.settings import Settings, UserError, locate, located, shown_path
+from ..core.files import atomic_dir, atomic_write, sha256, sha256_file, write_json
+from ..core.settings import Settings, UserError, locate, shown_path
 from ..runs.claims import Claim, Result, claim, promise, settle
-from ..runs.directory import Run, finish, refuse_changed, write_table
-from ..data.splits import Splits, load_splits
+from ..runs.directory import Run, write_table
+from ..data.splits import Splits, splits_of
 from ..data.terms import Term, count_terms, find_terms, read_terms, term_pattern
 from ..data.words import LETTERS, PAIR
 from ..tokenizers.extend import extend_tokenizer, why_not_whole
-from ..tokenizers.train import CONTEXTS, KINDS, contexts, cut, encoded, exact, fragmentation, is_fragmented
-from ..tokenizers.train import measure, train_tokenizer
+from ..tokenizers.train import CONTEXTS, KINDS, contexts, cut, encoded, exact, fragmentation
+from ..tokenizers.train import is_fragmented, measure, train_tokenizer
 from ..evaluation.intervals import sure_interval
+from .scaffold import conclude, file_entry, promised, record_inputs
 
 # %% ../../nbs/09_phases/03_tokenizer.ipynb #23b3c456
 @dataclass
@@ -76,18 +77,13 @@ def prepare(run: Run, config: TokenizerConfig, settings: Settings) -> TokenizerD
     if not config.kind and not config.extend: raise UserError("kind", "no tokenizer to train or extend", f"name some of {', '.join(KINDS)}")
     terms = read_terms(locate(config.terms, settings)) if config.terms else []
     given, parent = load_given(config, settings)
-    splits = load_splits(located(config.corpus, settings) or [], settings, test_files=located(config.test_files, settings),
-                         test_fraction=config.test_fraction, validation_fraction=config.validation_fraction, seed=config.seed)
+    splits = splits_of(config, settings)
     if not splits.counts["test"]["documents"]: raise UserError("corpus", "no document in the test split", "give more documents or a larger test_fraction")
     inputs = splits.inputs("corpus", settings)
-    if config.terms:
-        path = locate(config.terms, settings)
-        inputs.append({"role": "terms", "path": shown_path(path, settings), "sha256": sha256_file(path), "bytes": path.stat().st_size,
-                       "documents": len(terms), "licence": None})
-    refuse_changed(run, inputs)
-    run.update(title=f"Tokenizers: {config.name}", inputs=inputs, parent=parent, baseline="the same tokenizer before the terms were added",
-               data={"kind": "documents", "split_by": splits.split_by, "splits": splits.counts, "overlap": splits.overlap, "test_units": splits.ids["test"]})
-    if splits.report.bad: run.warn(f"{splits.report.bad} broken lines were left out")
+    if config.terms: inputs.append(file_entry(locate(config.terms, settings), "terms", settings, len(terms)))
+    about = {"kind": "documents", "split_by": splits.split_by, "splits": splits.counts, "overlap": splits.overlap, "test_units": splits.ids["test"]}
+    record_inputs(run, inputs, splits.report.bad, title=f"Tokenizers: {config.name}", data=about, parent=parent,
+                  baseline="the same tokenizer before the terms were added")
     texts = [d.text for d in splits.documents("test")]
     met = count_terms(TrainingText(splits, "terms") if terms else (), terms)
     return TokenizerData(splits, terms, *met, count_terms(texts, terms).counts, texts, given)
@@ -244,7 +240,7 @@ def judge(run: Run, config: TokenizerConfig, data: TokenizerData, made: Mapping[
     "The test text, once: tables, claims, and the tokenizers as folders."
     lines = [line for text in data.texts for line in text.split("\n") if line.strip()]
     rows, terms, words = [], [], []
-    claims: list[Claim] = read_json(run.folder / "claims.json")
+    claims = promised(run)
     for label, tokenizer in made.items():
         same, new = exact(tokenizer, lines), extended.get(label)
         row, sure = comparison_row(label, False, tokenizer, data, same, config.seed)
@@ -259,10 +255,10 @@ def judge(run: Run, config: TokenizerConfig, data: TokenizerData, made: Mapping[
         worse = sum(a and not b for a, b in zip(same, still, strict=True))
         settle_terms(claims, label, mine, unchanged(tokenizer, new[0], new[1], lines), (worse, sum(same)))
         export(run, config, data, f"{label}-terms", new[0], rows[-1], settings)
-    return conclude(run, data, made, extended, {"comparison": rows, "words": words, "fragmentation": terms}, claims, begun)
+    return write_results(run, data, made, extended, {"comparison": rows, "words": words, "fragmentation": terms}, claims, begun)
 
 # %% ../../nbs/09_phases/03_tokenizer.ipynb #4ffb933c
-def conclude(run: Run, data: TokenizerData, made: Mapping[str, Any], extended: Mapping[str, tuple[Any, dict[str, list[int]]]],
+def write_results(run: Run, data: TokenizerData, made: Mapping[str, Any], extended: Mapping[str, tuple[Any, dict[str, list[int]]]],
              tables: Mapping[str, list[dict[str, Any]]], claims: list[Claim], begun: float) -> list[Claim]:
     "Write tables, picture and claims; the terminal record."
     for name, rows in tables.items():
@@ -276,6 +272,4 @@ def conclude(run: Run, data: TokenizerData, made: Mapping[str, Any], extended: M
     run.update(example=pictured(pick_sentence(data.texts, telling or data.terms), data.terms, everyone))
     for one in claims:
         if one["verdict"] == "NOT RUN" and not one["note"]: settle(claims, one["id"], None, note="this tokenizer was not extended")
-    write_json(run.folder / "claims.json", claims)
-    finish(run, "finished", f"{len(made)} tokenizers trained and judged", steps=0, seconds=round(time.monotonic() - begun, 1))
-    return claims
+    return conclude(run, claims, f"{len(made)} tokenizers trained and judged", time.monotonic() - begun)

@@ -60,7 +60,8 @@ def promise(
     run: Run,
     claims: Sequence[Mapping[str, object]], # each a `Claim` without its result
 ) -> None:
-    "Write the claims without results, and log the hash of what was promised."
+    "Write the claims without results, and log the hash of what was promised: once, however often the run is resumed."
+    if (run.folder / "claims.json").exists(): return
     write_json(run.folder / "claims.json", [{**claim, "verdict": "NOT RUN"} for claim in claims])
     run.log("status", status="claims", sha256=sha256(json.dumps(claims, sort_keys=True)))
 
