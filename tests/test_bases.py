@@ -164,9 +164,9 @@ def test_the_answers_before_a_training_are_only_ever_the_bases(runs, tmp_path, m
     run, said = Run(folder), []
     run.update(before={"exact": 0.0})
     base = SimpleNamespace(model="the base", tokenizer=None)
-    def answered(model, *_): said.append(model); return []
+    def answered(config, loaded, items): said.append(loaded.model); return []
     monkeypatch.setattr(sft, "base_model", lambda config, data: base)
-    monkeypatch.setattr(sft, "answer", answered)
+    monkeypatch.setattr(sft, "answers_of", answered)
     for name in ("nats_per_token", "unigram_nats"): monkeypatch.setattr(sft, name, lambda *_: 0.0)
     monkeypatch.setattr(sft, "text_costs", lambda *_: [])
     monkeypatch.setattr(sft, "score_answers", lambda _: {"exact": 0.0})

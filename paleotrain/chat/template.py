@@ -6,7 +6,7 @@
 __all__ = ['Message', 'ROLES', 'PLAIN', 'MARK', 'NONCE', 'TAG', 'EVERY', 'PROBES', 'NOW', 'PROBE', 'MEANING', 'chat_tags',
            'chat_template', 'add_chat', 'has_chat', 'add_plain', 'check_turns', 'check_messages', 'Conversation',
            'Rendered', 'Written', 'written', 'tags_of', 'render', 'write_date', 'freeze_date', 'fit', 'cut_prompt',
-           'cut', 'closing_token', 'Frame', 'answer_frame', 'end_tokens', 'weigh_tags', 'require_chat']
+           'cut', 'closing_token', 'Frame', 'answer_frame', 'end_tokens', 'end_at_close', 'weigh_tags', 'require_chat']
 
 # %% ../../nbs/06_chat/01_template.ipynb #c7e9c178
 import json
@@ -431,6 +431,11 @@ def end_tokens(model: "PreTrainedModel") -> list[int]:
     "The tokens that plain `generate` stops at."
     own = model.generation_config.eos_token_id
     return [] if own is None else list(own) if isinstance(own, list) else [own]
+
+def end_at_close(model: "PreTrainedModel", tokenizer: Any) -> None:
+    "Let plain `generate` end where an answer does: a template's closing tag need not be the end of text."
+    ends, end = end_tokens(model), closing_token(tokenizer)
+    if end not in ends: model.generation_config.eos_token_id = [end, *ends]
 
 def weigh_tags(
     model: "PreTrainedModel", # changed in place

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UserError', 'Settings', 'find_root', 'read_ini', 'refuse_more', 'place_of', 'load_settings', 'at_home', 'locate',
-           'located', 'shown_path']
+           'located', 'path_of', 'shown_path']
 
 # %% ../../nbs/01_core/01_settings.ipynb #ebf25103
 import configparser
@@ -114,6 +114,13 @@ def located(paths: Sequence[str] | None, settings: Settings) -> list[str] | None
     "Paths as `documents.expand` wants them: a setting's name in braces is filled in, as in `{corpora}/geology`."
     if paths is None: return None
     return [re.sub(r"\{(data|artifacts|runs|corpora)\}", lambda name: str(getattr(settings, name[1])), path) for path in paths]
+
+def path_of(
+    path: str, # as a parameter or a manifest names it
+    settings: Settings,
+) -> Path:
+    "Where one such path is meant."
+    return locate((located([path], settings) or [])[0], settings)
 
 def shown_path(path: str | Path, settings: Settings) -> str:
     "A path as the manifest keeps it: relative to the corpora or to the project where it lies there, so that no home folder is published."

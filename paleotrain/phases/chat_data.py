@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['USED', 'FILES', 'DRAWN', 'parameters', 'as_shown', 'output_folder', 'refuse_other', 'Made', 'saved_tokenizer',
-           'letter_pieces', 'generated', 'prompts_in', 'read_input', 'weigher', 'prompt_keys', 'Read', 'read_inputs',
-           'mixture', 'make_data', 'prepare', 'vocabulary', 'answer_texts', 'question_texts', 'length_row', 'word_rows',
+           'letter_pieces', 'generated', 'prompts_in', 'weigher', 'prompt_keys', 'asked_last', 'Read', 'read_inputs',
+           'mixture', 'make_data', 'prepare', 'vocabulary', 'texts_by', 'length_row', 'count_rows', 'word_rows',
            'drawn', 'look', 'write', 'otherwise', 'judge', 'conclude']
 
 # %% ../../nbs/09_phases/12_chat_data.ipynb #b3307f85
@@ -16,13 +16,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 from ..core.configurations import ChatdataConfig
 from ..core.files import atomic_dir, read_json, sha256_file, write_json
-from ..core.settings import Settings, UserError, locate, located, shown_path
+from ..core.settings import Settings, UserError, locate, path_of, shown_path
 from ..runs.claims import Claim, Result, claim, promise, settle
 from ..runs.directory import Run, finish, refuse_changed, write_samples, write_table
 from ..data.readers import ReadReport
@@ -57,7 +58,7 @@ def as_shown(config: ChatdataConfig, settings: Settings) -> dict[str, Any]: # th
 
 def output_folder(config: ChatdataConfig, settings: Settings) -> Path:
     "Where the data set goes."
-    if config.output: return locate(located([config.output], settings)[0], settings) # type: ignore[index]
+    if config.output: return path_of(config.output, settings)
     options = {"format_lock": (config.mode, config.math), "echo": (config.gibberish,), "knowledge": (), "mix": (Path((config.inputs or [""])[0]).stem,)}
     named = (config.generator, *options[config.generator], *([str(config.max_examples)] if config.max_examples else ()))
     return settings.data / "chat" / "-".join(named)
@@ -114,12 +115,6 @@ def generated(config: ChatdataConfig, settings: Settings) -> Made:
 def prompts_in(folder: Path) -> list[Item]: # a mixture of conversations found somewhere has none
     return read_items(folder / "evaluation.json") if (folder / "evaluation.json").is_file() else []
 
-def read_input(name: str, settings: Settings, report: ReadReport) -> tuple[list[Conversation], list[Item]]:
-    "The conversations of an input, and the prompts it is judged by where a data set of ours has them."
-    place = locate(located([name], settings)[0], settings) # type: ignore[index]
-    rows = list(read_conversations([name], settings, report))
-    return rows, prompts_in(place.parent if place.name in FILES else place)
-
 def weigher(config: ChatdataConfig, settings: Settings) -> Callable[[Conversation], int]:
     "What counts the supervised tokens of a conversation."
     if config.tokenizer is None: return lambda row: sum(len(m["content"].encode()) + 1 for m in row.messages if m["role"] == "assistant")
@@ -130,20 +125,25 @@ def weigher(config: ChatdataConfig, settings: Settings) -> Callable[[Conversatio
 def prompt_keys(row: Conversation | Item) -> list[str]: # what is asked by each of the user's turns, blanks and capitals apart
     return [" ".join(question.split()).casefold() for question in questions(row.messages)]
 
+def asked_last(items: Iterable[Item]) -> set[str]: return {prompt_keys(item)[-1] for item in items}
+
 @dataclass
 class Read:
     "The inputs of a mixture."
     rows: dict[str, list[Conversation]] # by name, the new lesson first
-    items: dict[str, list[Item]] # prompts each is judged by
+    items: dict[str, list[Item]] # prompts each is judged by, where a data set of ours has them
     files: list[dict[str, Any]] # what was read, for the manifest
+
+    @property
+    def prompts(self) -> set[str]: return set[str]().union(*map(asked_last, self.items.values()))
 
 def read_inputs(config: ChatdataConfig, settings: Settings) -> Read:
     "Every input, read whole."
     read = Read({}, {}, [])
     for name in config.inputs or ():
-        report = ReadReport()
-        read.rows[name], read.items[name] = read_input(name, settings, report)
-        role = "replay" if len(read.rows) > 1 else "own"
+        report, place, role = ReadReport(), path_of(name, settings), "replay" if read.rows.keys() - {name} else "own"
+        read.rows[name] = list(read_conversations([name], settings, report))
+        read.items[name] = prompts_in(place.parent if place.name in FILES else place)
         read.files += [entry | {"role": role, "path": shown_path(entry["path"], settings)} for entry in report.files]
     return read
 
@@ -153,21 +153,20 @@ def mixture(config: ChatdataConfig, settings: Settings) -> Made:
     weight, read = weigher(config, settings), read_inputs(config, settings)
     own, *others = read.rows
     found = sides(read.rows, config.validation_fraction, config.seed)
-    judged_by = {prompt_keys(item)[-1] for items in read.items.values() for item in items}
+    judged_by = read.prompts
     free = {name: [row for row in rows if judged_by.isdisjoint(prompt_keys(row))] for name, rows in found["train"].items()}
-    mixed = mix([(own, row) for row in free[own]], {name: [(name, row) for row in free[name]] for name in others}, config.replay_share, config.seed,
-                lambda pair: weight(pair[1]), config.shuffle)
-    counts = Counter(name for name, _ in mixed.rows)
+    mixed = mix(free[own], {name: free[name] for name in others}, config.replay_share, config.seed, weight, config.shuffle)
+    origin = {id(row): name for name, rows in free.items() for row in rows}
+    counts = Counter(origin[id(row)] for row in mixed.rows)
     weights = {own: sum(map(weight, free[own])), **mixed.by_source}
     sources = [{"name": shown_path(name, settings), "role": "replay" if name in others else "own", "examples": counts[name], "supervised": weights[name],
                 "share": round(weights[name] / sum(weights.values()), 6)} for name in read.rows]
-    left_out = {"copies of others": sum(map(len, read.rows.values())) - sum(len(rows) for side in found.values() for rows in side.values()),
-                "on a validation side": sum(map(len, found["validation"].values())),
-                "put an evaluation prompt": sum(map(len, found["train"].values())) - sum(map(len, free.values())),
-                "beyond the share": sum(map(len, free.values())) - len(mixed.rows)}
+    whole, train, held, fit = (sum(map(len, parts.values())) for parts in (read.rows, found["train"], found["validation"], free))
+    left_out = {"copies of others": whole - train - held, "on a validation side": held, "put an evaluation prompt": train - fit,
+                "beyond the share": fit - len(mixed.rows)}
     facts = {"sources": sources, "replay": {"asked": config.replay_share, "achieved": round(mixed.share, 6)}, "left_out": left_out, "inputs": read.files,
              "split": {"fraction": config.validation_fraction, "seed": config.seed}, "supervised": "tokens" if config.tokenizer else "bytes of answers"}
-    return Made([row for _, row in mixed.rows], read.items[own], found["validation"][own], facts)
+    return Made(mixed.rows, read.items[own], found["validation"][own], facts)
 
 # %% ../../nbs/09_phases/12_chat_data.ipynb #6c30b095
 def make_data(
@@ -199,17 +198,15 @@ def prepare(run: Run, config: ChatdataConfig, settings: Settings) -> Path:
     refuse_other(folder, chosen)
     run.update(title=f"Chat data: {folder.name}", output=shown_path(folder, settings))
     if (run.folder / "claims.json").exists(): return folder
-    mixing, none = config.generator == "mix", "= 0"
-    def promised(id: str, statement: str, metric: str, criterion: str = none, unit: str = "conversations") -> Claim:
-        return claim(id, statement, metric, criterion, "property", unit=unit)
+    promised = partial(claim, criterion="= 0", about="property", unit="conversations")
     again, asking = "files that came out differently when made again", "conversations that ask one, whatever the capitals"
     claims = [promised("deterministic", "The seed decides every byte", again, unit="files"),
               promised("distinct", "No conversation appears twice", "conversations that are copies of others"),
               promised("no_evaluation", "No evaluation prompt is among the conversations", asking)]
-    if mixing:
+    if config.generator == "mix":
         off = "difference from that share, in points"
         held = "conversations that are on some source's validation side"
-        claims += [promised("replay_share", "The share of replay is what was asked for", off, "<= 0.5", "points"),
+        claims += [promised("replay_share", "The share of replay is what was asked for", off, criterion="<= 0.5", unit="points"),
                    promised("held_out", "No validation conversation is trained on", held)]
     else: claims.append(promised("reserved", "Words kept for the final examination are not taught", "conversations with one of them"))
     promise(run, claims)
@@ -218,9 +215,7 @@ def prepare(run: Run, config: ChatdataConfig, settings: Settings) -> Path:
 # %% ../../nbs/09_phases/12_chat_data.ipynb #5990234c
 def vocabulary(texts: Iterable[str]) -> set[str]: return set[str]().union(*map(words_of, texts))
 
-def answer_texts(rows: Iterable[Conversation]) -> list[str]: return [m["content"] for row in rows for m in row.messages if m["role"] == "assistant"]
-
-def question_texts(rows: Iterable[Conversation | Item]) -> list[str]: return [m["content"] for row in rows for m in row.messages if m["role"] == "user"]
+def texts_by(role: str, rows: Iterable[Conversation | Item]) -> list[str]: return [m["content"] for row in rows for m in row.messages if m["role"] == role]
 
 def length_row(part: str, texts: Sequence[str]) -> dict[str, Any]:
     "A row of tables/lengths.csv, in words."
@@ -229,43 +224,47 @@ def length_row(part: str, texts: Sequence[str]) -> dict[str, Any]:
     return {"part": part, "turns": len(sizes), "median": median(sizes or [0]), "p95": round(high, 1), "longest": max(sizes, default=0),
             "characters": median(map(len, texts)) if texts else 0}
 
-def word_rows(taught: set[str], judged: set[str]) -> list[dict[str, int]]:
+def count_rows(column: str, values: Iterable[Any], taught: Iterable[Any], judged: Iterable[Any]) -> list[dict[str, Any]]:
+    "How often training and evaluation have each value."
+    training, evaluation = Counter(taught), Counter(judged)
+    return [{column: value, "training": training[value], "evaluation": evaluation[value]} for value in values]
+
+def word_rows(taught: set[str], judged: set[str]) -> list[dict[str, Any]]:
     "tables/words.csv: different words by their letters."
-    by_length = [Counter(map(len, words)) for words in (taught, judged)]
-    return [{"letters": n, "training": by_length[0][n], "evaluation": by_length[1][n]} for n in range(1, max(map(len, taught | judged), default=0) + 1)]
+    longest = max(map(len, taught | judged), default=0)
+    return count_rows("letters", range(1, longest + 1), map(len, taught), map(len, judged))
 
 # %% ../../nbs/09_phases/12_chat_data.ipynb #2c4b6581
 DRAWN = 3 # of each kind
 
 def drawn(rows: Sequence[Conversation], items: Sequence[Item], seed: int) -> list[dict[str, Any]]:
     "Lines of samples.jsonl: conversations to learn from and prompts to be judged by, of each kind."
-    found = []
-    for name, part in (("training", rows), ("evaluation", items)):
-        by_kind: dict[str, list[Any]] = defaultdict(list)
-        for row in part: by_kind[row.kind].append(row)
+    learned, found = [Item(row.id, row.messages[:-1], row.messages[-1]["content"], row.kind) for row in rows], []
+    for name, part in (("training", learned), ("evaluation", items)):
+        by_kind: dict[str, list[Item]] = defaultdict(list)
+        for item in part: by_kind[item.kind].append(item)
         for kind, several in sorted(by_kind.items()):
-            for row in random.Random(f"{seed}\0{name}\0{kind}").sample(several, min(DRAWN, len(several))):
-                turns, answer = [*row.messages], row.answer if isinstance(row, Item) else row.messages[-1]["content"]
-                if not isinstance(row, Item): turns.pop()
-                found.append({"set": name, "kind": kind, "prompt": turns[-1]["content"], "text": answer or "", "before": turns[:-1]})
+            for item in random.Random(f"{seed}\0{name}\0{kind}").sample(several, min(DRAWN, len(several))):
+                *before, last = item.messages
+                found.append({"set": name, "kind": kind, "prompt": last["content"], "text": item.answer or "", "before": before})
     return found
 
 def look(run: Run, config: ChatdataConfig, rows: Sequence[Conversation], items: Sequence[Item]) -> dict[str, Any]:
     "Tables and samples of the run; what the report says of the words."
-    taught, judged = answer_texts(rows), [item.answer for item in items if item.answer is not None]
-    kinds = [Counter(row.kind for row in part) for part in (rows, items)]
-    write_table(run, "kinds", [{"kind": kind, "training": kinds[0][kind], "evaluation": kinds[1][kind]} for kind in sorted(kinds[0] | kinds[1])])
-    write_table(run, "lengths", [length_row(part, texts) for part, texts in (("questions, training", question_texts(rows)), ("answers, training", taught),
-                                 ("questions, evaluation", question_texts(items)), ("answers, evaluation", judged))])
-    write_table(run, "words", word_rows(vocabulary(taught), vocabulary(judged)))
+    texts = {"questions, training": texts_by("user", rows), "answers, training": texts_by("assistant", rows),
+             "questions, evaluation": texts_by("user", items), "answers, evaluation": [item.answer for item in items if item.answer is not None]}
+    put, learned, _, new = map(vocabulary, texts.values())
+    kinds, judged = [row.kind for row in rows], [item.kind for item in items]
+    write_table(run, "kinds", count_rows("kind", sorted({*kinds, *judged}), kinds, judged))
+    write_table(run, "lengths", [length_row(part, several) for part, several in texts.items()])
+    write_table(run, "words", word_rows(learned, new))
     write_samples(run, drawn(rows, items, config.seed))
-    seen, new = vocabulary([*taught, *question_texts(rows)]), vocabulary(judged)
+    seen = put | learned
     replies: dict[str, set[str]] = defaultdict(set)
     for row in rows: replies[json.dumps(row.messages[:-1])].add(row.messages[-1]["content"])
     longest, openings = max(map(len, seen), default=0), {row.messages[0]["content"] for row in rows if row.messages[0]["role"] == "system"}
-    words = {"training": len(vocabulary(taught)), "evaluation": len(new), "unseen": len(new - seen), "longer": sum(len(word) > longest for word in new)}
-    return {"words": words,
-            "answered in several ways": sum(len(several) > 1 for several in replies.values()), "systems": len(openings)}
+    words = {"training": len(learned), "evaluation": len(new), "unseen": len(new - seen), "longer": sum(len(word) > longest for word in new)}
+    return {"words": words, "answered in several ways": sum(len(several) > 1 for several in replies.values()), "systems": len(openings)}
 
 # %% ../../nbs/09_phases/12_chat_data.ipynb #e4182b45
 def write(run: Run, config: ChatdataConfig, folder: Path, settings: Settings) -> dict[str, Any]:
@@ -293,13 +292,14 @@ def judge(run: Run, config: ChatdataConfig, folder: Path, settings: Settings) ->
     rows, claims = list(read_conversations([str(folder / "examples.jsonl")], settings, ReadReport())), read_json(run.folder / "claims.json")
     def counted(name: str, value: float, n: int = len(rows), limit: float = 0, nothing: str = "") -> None:
         settle(claims, name, Result(value, n=n), met=value <= limit, note="" if n else nothing)
-    different, prompts = otherwise(config, folder, settings), {prompt_keys(item)[-1] for item in prompts_in(folder)}
+    different, prompts = otherwise(config, folder, settings), asked_last(prompts_in(folder))
     counted("deterministic", len(different), len(list(folder.iterdir())))
     counted("distinct", len(rows) - len({json.dumps(row.messages, sort_keys=True) for row in rows}))
     if config.generator == "mix":
         read = read_inputs(config, settings)
-        prompts |= {prompt_keys(item)[-1] for items in read.items.values() for item in items}
-        held = {asked(row.messages) for found in sides(read.rows, config.validation_fraction, config.seed)["validation"].values() for row in found}
+        prompts |= read.prompts
+        found = sides(read.rows, config.validation_fraction, config.seed)["validation"]
+        held = {asked(row.messages) for rows_held in found.values() for row in rows_held}
         inside = sum(asked(row.messages) in held for row in rows)
         counted("held_out", inside, len(rows) if held else 0, nothing="nothing was kept for validation")
         replay = run.manifest["data"]["replay"]

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['VALIDATION', 'TEST', 'CHATS', 'LEAK', 'BETTER', 'FORGOTTEN', 'CHUNK', 'SHOWN', 'SAMPLED', 'WINDOW', 'ROOM', 'IDS',
            'USAGE', 'SAMPLES', 'side_of', 'prepared_folder', 'read_splits', 'DomainData', 'other_sets',
-           'ready_template', 'examples_of', 'manifest_of', 'trained_by', 'base_files', 'said', 'texts_of',
-           'known_documents', 'doubts_of', 'read_before', 'prepare', 'changed_since', 'domain_facts', 'pick_optim',
-           'load', 'check_layers', 'beats_base', 'forgets_nothing', 'qlora_claims', 'memory_of', 'plan_qlora', 'some',
-           'prompts_of', 'measured', 'evaluated', 'train_qlora', 'load_best', 'item_scores', 'both', 'Judged',
-           'set_row', 'full_nats', 'scored_sets', 'general_set', 'answered_questions', 'settled_alone', 'severity',
-           'judged_changes', 'judged_training', 'judged_weights', 'write_out', 'judge_qlora']
+           'ready_template', 'examples_of', 'manifest_of', 'base_files', 'said', 'texts_of', 'known_documents',
+           'doubts_of', 'read_before', 'prepare', 'changed_since', 'domain_facts', 'pick_optim', 'load', 'check_layers',
+           'beats_base', 'forgets_nothing', 'qlora_claims', 'memory_of', 'plan_qlora', 'some', 'prompts_of',
+           'evaluated', 'train_qlora', 'load_best', 'both', 'Judged', 'set_row', 'full_nats', 'scored_sets',
+           'general_set', 'answered_questions', 'settled_alone', 'severity', 'judged_changes', 'judged_training',
+           'judged_weights', 'write_out', 'judge_qlora']
 
 # %% ../../nbs/09_phases/16_qlora.ipynb #0bf6dea4
 import shutil
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import psutil
@@ -26,42 +26,39 @@ import torch
 from tqdm import tqdm
 
 from ..core.configurations import AdapterConfig, QloraConfig
-from ..core.files import atomic_dir, read_json, set_seed, sha256, sha256_file, stable_fraction, write_json
-from ..core.settings import Settings, UserError, locate, located, shown_path
-from ..runs.claims import FEW_UNITS, Claim, Result, claim, promise, settle
-from ..runs.directory import Run, best_checkpoint, finish, now, read_events, refuse_changed
-from ..runs.directory import write_samples, write_table
+from ..core.files import atomic_dir, read_json, set_seed, sha256, sha256_file, stable_fraction
+from ..core.settings import Settings, UserError, located, path_of, shown_path
+from ..runs.claims import FEW_UNITS, Claim, Result, claim, settle
+from ..runs.directory import Run, best_checkpoint, now, read_events, refuse_changed, write_samples, write_table
 from ..runs.session import frozen
 from ..data.cleaning import EvaluationIndex
 from ..data.duplicates import THRESHOLD
 from ..data.readers import ReadReport, read_documents
 from ..data.splits import SPLITS
-from ..tokenizers.encode import tokenizer_hash
 from ..models.causal import config_and_tokenizer, context_length, use_causal_loss
-from ..models.locate import domain_names, locate_model, parent_of
+from ..models.locate import domain_names
 from ..models.lora import TRAINED, attach, check_fit, lora_weights, trained_shares
 from ..models.losses import head_is_last, use_chunked_loss
-from ..models.masked import LoadedModel, pick_device, pick_precision
+from ..models.masked import LoadedModel
 from ..models.memory import MemoryPlan, memory_plan
 from ..models.quantized import frozen_hash, held, load_base, worst_layer
 from ..chat.conversations import read_conversations
 from ..chat.instructions import Item
-from ..chat.template import PLAIN, Conversation, add_chat, add_plain, closing_token, cut_prompt, freeze_date
-from ..chat.template import has_chat
-from ..training.adapters import end_at_close, with_tags, write_adapter
+from ..chat.template import PLAIN, Conversation, add_chat, add_plain, closing_token, cut_prompt, end_at_close, has_chat
+from ..training.adapters import with_tags, write_adapter
 from ..training.callbacks import memory_gb
-from ..training.examples import Encoded, Example, ExampleMix, Prepared, coloured, encode, example_nats
+from ..training.examples import Encoded, Example, ExampleMix, Prepared, coloured, counts, encode, example_nats
 from ..training.examples import nats_per_token, padded_batch, statistics
 from ..training.plan import Plan, batch_tokens, make_plan
 from ..training.trainer import Trained, train
-from ..evaluation.answers import answer
 from ..evaluation.intervals import Comparison, Scores, compare, power_row
 from ..evaluation.multiple_choice import accuracy_rows, choice_rows, choose, cut_questions, option_nats
 from ..evaluation.multiple_choice import questions_of, with_room
 from ..evaluation.surprisal import score_texts
 from ..evaluation.text_doubts import why_alike
-from .scaffold import NOT_TRAINED_ON, by_unit, drawn, export_model, facts_of, general_units
-from .scaffold import read_general
+from .scaffold import NOT_TRAINED_ON, announce, answers_of, by_unit, compared, conclude, drawn, entries_of
+from .scaffold import export_model, facts_of, general_units, item_scores, on_device, parent_facts
+from .scaffold import promised, read_base, read_general, require, write_lengths
 
 # %% ../../nbs/09_phases/16_qlora.ipynb #e83cc95d
 VALIDATION, TEST = 0.1, 0.1 # shares of documents, where files are not split yet
@@ -72,7 +69,7 @@ def side_of(document: str, seed: int) -> str:
     return "test" if place < TEST else "validation" if place < TEST + VALIDATION else "train"
 
 def prepared_folder(names: Sequence[str], settings: Settings) -> Path | None: # with its splits; None: files that have none
-    found = locate((located(names[:1], settings) or [""])[0], settings)
+    found = path_of(names[0], settings)
     return found if len(names) == 1 and (found / "train.jsonl").is_file() and (found / "test.jsonl").is_file() else None
 
 def read_splits(names: Sequence[str], settings: Settings, report: ReadReport, seed: int) -> dict[str, list[Conversation]]:
@@ -106,8 +103,8 @@ class DomainData:
 def other_sets(config: QloraConfig, settings: Settings, report: ReadReport) -> dict[str, list[Conversation]]:
     "Test conversations of other domains, at most eval_items of each."
     own = prepared_folder(domain_names(config, settings), settings)
-    folders = [path.parent for path in sorted((settings.data / "sft").glob("*/test.jsonl"))] if config.others is None else \
-              [locate(name, settings) for name in located(config.others, settings) or []]
+    folders = [path_of(name, settings) for name in config.others or []]
+    if config.others is None: folders = [path.parent for path in sorted((settings.data / "sft").glob("*/test.jsonl"))]
     found: dict[str, list[Conversation]] = {}
     for folder in folders:
         if own and folder.resolve() == own.resolve(): continue
@@ -154,9 +151,6 @@ def manifest_of(model: Path) -> dict[str, Any]: # of a merged model, a card or a
     there = [path for path in places if path.is_file()]
     return read_json(there[0]) if there else {}
 
-def trained_by(entry: Mapping[str, Any]) -> bool: # whether a model was trained on a file of its manifest
-    return entry.get("role") not in NOT_TRAINED_ON and "train" in entry.get("splits", ["train"])
-
 def base_files(
     base: str, # folder or hub name
     settings: Settings,
@@ -166,9 +160,9 @@ def base_files(
     while place.is_dir() and place not in read:
         read.add(place)
         about = manifest_of(place)
-        found += filter(trained_by, about.get("inputs", []))
+        found += [one for one in about.get("inputs", []) if one.get("role") not in NOT_TRAINED_ON and "train" in one.get("splits", ["train"])]
         earlier = (about.get("parent") or about.get("base") or {}).get("model")
-        place = locate((located([earlier or base], settings) or [])[0], settings)
+        place = path_of(earlier or base, settings)
     return found
 
 # %% ../../nbs/09_phases/16_qlora.ipynb #7848a90b
@@ -177,11 +171,11 @@ def said(conversation: Conversation) -> str: # by both sides; a system's turn is
 
 def texts_of(
     entry: Mapping[str, Any], # of a manifest's inputs
-    copies: Mapping[str, str], # where files of a hash are now
+    copies: Mapping[str, Path], # where files of a hash are now
     settings: Settings,
 ) -> list[str] | None:
     "What a file says; None where it is not what it was, or cannot be read."
-    path = Path(copies.get(entry["sha256"]) or locate((located([entry["path"]], settings) or [])[0], settings))
+    path = copies.get(entry["sha256"]) or path_of(entry["path"], settings)
     if not path.is_file() or sha256_file(path) != entry["sha256"]: return None
     try:
         if entry["role"] in CHATS: return [said(one) for one in read_conversations([str(path)], settings, ReadReport())]
@@ -218,22 +212,22 @@ def read_before(
     settings: Settings,
 ) -> dict[str, str]:
     "Why a set may not give a verdict, by its name: the base was trained on it, the training conversations say it, or it is no general text."
-    sets = {"test": [(one.id, said(one)) for one in data.splits["test"]], "general text": data.general}
-    sets |= {name: [(one.id, said(one)) for one in chats] for name, chats in data.others.items()}
-    copies = {one["sha256"]: str(locate((located([one["path"]], settings) or [])[0], settings)) for one in inputs}
+    def texts(chats: Sequence[Conversation]) -> list[tuple[str, str]]: return [(one.id, said(one)) for one in chats]
+    sets = {"test": texts(data.splits["test"]), "general text": data.general} | {name: texts(chats) for name, chats in data.others.items()}
+    copies = {one["sha256"]: path_of(one["path"], settings) for one in inputs}
     files = {one["sha256"]: one for one in base_files(data.base, settings)}
     read = [texts_of(one, copies, settings) for one in files.values()]
-    unread = sum(texts is None for texts in read)
+    unread = sum(found is None for found in read)
     kept = {one.place for one in data.examples["train"]}
     own = [said(one) for one in data.splits["train"] if one.place in kept]
-    readers = {"the base was itself trained on": [text for texts in read for text in texts or []],
+    readers = {"the base was itself trained on": [text for found in read for text in found or []],
                "the training conversations say nearly the same as": own}
-    doubts: dict[str, str] = {}
-    for reader, texts in readers.items():
-        for name, why in doubts_of(known_documents(sets, texts), reader).items():
-            doubts[name] = " and ".join(filter(None, (doubts.get(name), why)))
+    whys: dict[str, list[str]] = {}
+    for reader, seen in readers.items():
+        for name, why in doubts_of(known_documents(sets, seen), reader).items(): whys.setdefault(name, []).append(why)
     alike = why_alike(own, [text for _, text in data.general], []) if data.general else ""
-    if alike: doubts["general text"] = " and ".join(filter(None, (doubts.get("general text"), alike)))
+    if alike: whys.setdefault("general text", []).append(alike)
+    doubts = {name: " and ".join(several) for name, several in whys.items()}
     for why in doubts.values(): run.warn(f"{why}: no verdict is given on it")
     compared = f"files that the base was trained on and that were compared: {len(files) - unread} of {len(files)}"
     if not files: compared = "what the base was trained on is not known"
@@ -243,27 +237,22 @@ def read_before(
 # %% ../../nbs/09_phases/16_qlora.ipynb #58796103
 def prepare(run: Run, config: QloraConfig, settings: Settings) -> DomainData:
     "Read, split and render everything, before the base's weights are read."
-    if not config.base_model: raise UserError("base_model", "not named", f"it is: {QloraConfig.model_fields['base_model'].description}")
-    names, report = domain_names(config, settings), ReadReport()
-    splits = read_splits(names, settings, report, config.seed)
-    def role(path: str) -> str: return "evaluation" if Path(path).name in ("validation.jsonl", "test.jsonl") else "training"
-    inputs = [entry | {"role": role(entry["path"]), "path": shown_path(entry["path"], settings)} for entry in report.files]
-    elsewhere = ReadReport()
-    others = other_sets(config, settings, elsewhere)
-    inputs += [entry | {"role": "evaluation", "path": shown_path(entry["path"], settings)} for entry in elsewhere.files]
+    require(config, "base_model")
+    names, report, elsewhere = domain_names(config, settings), ReadReport(), ReadReport()
+    splits, others = read_splits(names, settings, report, config.seed), other_sets(config, settings, elsewhere)
+    inputs = entries_of(report, "training", settings) + entries_of(elsewhere, "evaluation", settings)
+    for entry in inputs:
+        if Path(entry["path"]).name in ("validation.jsonl", "test.jsonl"): entry["role"] = "evaluation"
     general, _ = read_general(config, settings, inputs)
     if report.bad: run.warn(f"{report.bad} broken lines were left out")
     for name in changed_since(prepared_folder(names, settings), report): run.warn(f"{name} is not as it was prepared: its manifest has another hash")
     refuse_changed(run, inputs)
-    base, model, tokenizer = config_and_tokenizer(locate_model(config.base_model, settings, "causal"))
-    freeze_date(tokenizer, run)
-    if (limit := getattr(model, "max_position_embeddings", None)) and config.max_seq_length > limit:
-        raise UserError("max_seq_length", f"{config.max_seq_length} for a model of {limit} positions", "use fewer")
-    run.check("four bits", True, check_fit(base, model, config))
-    tags = ready_template(tokenizer, config, config.base_model)
-    examples, total = examples_of(config, tokenizer, splits, names[0])
-    facts = domain_facts(config, tokenizer, examples, total, settings)
-    data = DomainData(splits, examples, others, general, base, tokenizer, tags, facts)
+    base = read_base(run, config, settings)
+    run.check("four bits", True, check_fit(base.place, base.config, config))
+    tags = ready_template(base.tokenizer, config, config.base_model)
+    examples, total = examples_of(config, base.tokenizer, splits, names[0])
+    facts = domain_facts(config, base.tokenizer, examples, total, settings)
+    data = DomainData(splits, examples, others, general, base.place, base.tokenizer, tags, facts)
     data.facts["doubts"] = read_before(run, data, inputs, settings)
     run.update(title=f"Adapter: {config.domain or Path(names[0]).stem}", report="qlora", inputs=inputs, data=data.facts)
     return data
@@ -278,7 +267,7 @@ def domain_facts(config: QloraConfig, tokenizer: Any, examples: Mapping[str, lis
     "What the manifest says of the examples."
     train, validation, test = (examples[split] for split in SPLITS)
     about = statistics(train, validation, {id(one) for one in train}, config.max_seq_length)
-    about["splits"]["test"] = {"examples": len(test), "tokens": sum(len(one.ids) for one in test), "supervised_tokens": sum(one.learned for one in test)}
+    about["splits"]["test"] = counts(test)
     for split, rows in examples.items(): about["splits"][split]["documents"] = len({one.id for one in rows})
     prepared = bool(prepared_folder(domain_names(config, settings), settings))
     said = "As prepared, by the hash of the group" if prepared else f"By the hash of the document: {VALIDATION:.0%} validation, {TEST:.0%} test"
@@ -299,27 +288,26 @@ def pick_optim(asked: str, device: str) -> str:
 # %% ../../nbs/09_phases/16_qlora.ipynb #876b11b4
 def load(run: Run, config: QloraConfig, data: DomainData, settings: Settings) -> tuple[LoadedModel, QloraConfig]:
     "The base as it is held, with LoRA weights on it, and the configuration without `auto`."
-    device = pick_device(config.device)
-    config = frozen(run, QloraConfig, precision=pick_precision(config.precision, device), device=device, optim=pick_optim(config.optim, device))
-    loaded = load_base(data.base, device, config.quantization, config.precision)
+    config = on_device(run, config)
+    config = frozen(run, QloraConfig, optim=pick_optim(config.optim, config.device))
+    loaded = load_base(data.base, config.device, config.quantization, config.precision)
     loaded.tokenizer = data.tokenizer
     parameters, size = held(loaded.model)
     if config.quantization == "nf4": check_layers(run, loaded.model)
     rows = with_tags(loaded, data.tags) if data.tags else []
-    end_at_close(loaded)
-    parent = parent_of(run, data.base, settings, tokenizer_sha256=tokenizer_hash(data.tokenizer))
-    base = loaded.model.config
+    end_at_close(loaded.model, loaded.tokenizer)
+    parent = parent_facts(run, data.base, loaded, settings, parameters=parameters, family=loaded.model.config.model_type,
+                          context=context_length(loaded.model), new_rows=len(rows))
     set_seed(config.seed)
     model = attach(loaded, r=config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout, targets=config.target_modules, new_rows=rows)
     weights, wrapped = lora_weights(model), [name for name in lora_weights(model) if "lora_A" in name]
     about = {"domain": config.domain, "quantization": config.quantization, "compute": config.precision, "rank": config.lora_r, "alpha": config.lora_alpha,
              "dropout": config.lora_dropout, "targets": sorted({name.split(".lora_A")[0].rpartition(".")[2] for name in wrapped}), "layers": len(wrapped),
              "parameters": sum(weight.numel() for weight in weights.values()), "new_rows": len(rows), "base_bytes": size,
-             "base_full_bytes": parameters * (4 if device == "cpu" else 2), "optimizer": config.optim,
+             "base_full_bytes": parameters * (4 if config.device == "cpu" else 2), "optimizer": config.optim,
              "template": "tags" if data.tags else "plain" if data.tokenizer.chat_template.endswith(PLAIN) else "own"}
-    run.update(parent={**parent, "parameters": parameters, "family": base.model_type, "context": context_length(loaded.model), "new_rows": len(rows)},
-               baseline="the base model without the adapter", adapter=about, frozen=frozen_hash(model))
-    return LoadedModel(model, data.tokenizer, data.base, "present"), config
+    run.update(parent=parent, baseline="the base model without the adapter", adapter=about, frozen=frozen_hash(model))
+    return replace(loaded, model=model), config
 
 def check_layers(run: Run, model: Any) -> None:
     "A UserError where a four-bit layer's output or gradient is not that of the weight it stands for."
@@ -335,14 +323,12 @@ FORGOTTEN = 0.03 # of the perplexity of other text: as much as adapting a masked
 def beats_base(domain: str = "the domain") -> Claim:
     "The claim on what was learned."
     metric = f"perplexity per learned token of the test conversations of {domain}, each compared with itself"
-    limit, pair = f"<= -{BETTER:.0%}", "before to after"
-    return claim("adapter_beats_base", "The adapter beats its base", metric, limit, "learning", pair, -BETTER)
+    return compared("adapter_beats_base", "The adapter beats its base", metric, f"<= -{BETTER:.0%}", "learning", threshold=-BETTER)
 
 def forgets_nothing() -> Claim:
     "The claim on what was forgotten."
     metric = "perplexity per learned token of the other domain, or per token of the general text, that decides"
-    limit, pair = f"<= +{FORGOTTEN:.0%}", "before to after"
-    return claim("cross_domain_forgetting", "Forgets nothing elsewhere", metric, limit, "forgetting", pair, FORGOTTEN)
+    return compared("cross_domain_forgetting", "Forgets nothing elsewhere", metric, f"<= +{FORGOTTEN:.0%}", "forgetting", threshold=FORGOTTEN)
 
 def qlora_claims(config: AdapterConfig) -> list[Claim]:
     "What an adapter promises before its first step."
@@ -353,8 +339,7 @@ def qlora_claims(config: AdapterConfig) -> list[Claim]:
     worst = "1 - cosine between the worst four-bit layer and its weight in full, after training"
     return [
         beats_base(), forgets_nothing(),
-        claim("adapter_trained", "Every adapter weight was trained", unmoved, "= 0", "learning", "before to after",
-              unit="tensors"),
+        compared("adapter_trained", "Every adapter weight was trained", unmoved, "= 0", "learning", unit="tensors"),
         claim("base_unchanged", "The base stays as it was", hashes, "= 0", "property", unit=""),
         claim("four_bit_gradients", "Four bits are computed right", worst, bits, "property", unit=""),
         claim("memory", "Fits the memory it was given", "peak memory", limit, "property", unit="GB"),
@@ -373,12 +358,12 @@ def memory_of(config: AdapterConfig, loaded: LoadedModel) -> MemoryPlan:
 
 def plan_qlora(run: Run, config: QloraConfig, data: DomainData, loaded: LoadedModel) -> tuple[Plan, ExampleMix]:
     "What the training will do, and the claims, written before its first step."
-    train_side, about, facts = data.examples["train"], run.manifest["adapter"], run.manifest["data"]
-    mix = ExampleMix(train_side, config.per_device_train_batch_size, config.seed)
-    plan = make_plan(config, mix.tokens_per_epoch, mix.batches_per_epoch, about["parameters"], facts["splits"]["test"]["documents"])
-    plan.rows.append(power_row("conversations", -0.01, facts["splits"]["test"]["documents"]))
-    whole, cut = run.manifest["parent"]["parameters"], facts["cut"]
-    plan.rows += [("trained", f"{about['parameters'] / whole:.2%}", f"of {whole:,}: rank {config.lora_r} on {about['layers']} layers"),
+    about, cut, tested = run.manifest["adapter"], data.facts["cut"], data.facts["splits"]["test"]["documents"]
+    mix = ExampleMix(data.examples["train"], config.per_device_train_batch_size, config.seed)
+    plan = make_plan(config, mix.tokens_per_epoch, mix.batches_per_epoch, about["parameters"], tested)
+    whole = run.manifest["parent"]["parameters"]
+    plan.rows += [power_row("conversations", -0.01, tested),
+                  ("trained", f"{about['parameters'] / whole:.2%}", f"of {whole:,}: rank {config.lora_r} on {about['layers']} layers"),
                   ("base", f"{about['base_bytes'] / 1e6:,.1f} MB", f"{config.quantization}; {about['base_full_bytes'] / 1e6:,.1f} MB in full"),
                   ("precision", config.precision, f"on {config.device}; {run.manifest['config']['precision']['origin']}"), ("optimizer", config.optim, "")]
     if data.general:
@@ -397,13 +382,9 @@ def plan_qlora(run: Run, config: QloraConfig, data: DomainData, loaded: LoadedMo
     plan.rows.append(("memory", f"{expected.total / 1e6:,.0f} MB", "predicted peak of the training, from shapes alone; torch and its libraries not counted"))
     peak = max((part for part in expected.rows if part.moment), key=lambda part: part.bytes)
     there = [[part.what, part.bytes, part.arithmetic] for part in expected.rows if not part.moment or part is peak]
-    run.update(memory={"rows": there, "predicted": expected.total, "measured": None})
-    run.update(plan={"rows": plan.rows, "problems": plan.problems},
-               hardware=run.manifest["hardware"] | {"precision": config.precision, "device": config.device})
-    sizes, counts = np.unique([len(example.ids) for example in train_side], return_counts=True)
-    write_table(run, "lengths", [{"tokens": int(size), "examples": int(count)} for size, count in zip(sizes, counts, strict=True)])
-    for problem in plan.problems: run.log("warning", message=problem)
-    if not (run.folder / "claims.json").exists(): promise(run, qlora_claims(config))
+    write_lengths(run, data.examples["train"])
+    announce(run, plan, qlora_claims(config), {"precision": config.precision, "device": config.device},
+             memory={"rows": there, "predicted": expected.total, "measured": None})
     return plan, mix
 
 # %% ../../nbs/09_phases/16_qlora.ipynb #d371e5e4
@@ -422,17 +403,13 @@ def prompts_of(config: AdapterConfig, data: DomainData, most: int) -> list[Item]
         if kept: found.append(Item(one.id, tuple(kept[0]), one.messages[-1]["content"], one.kind))
     return found
 
-def measured(config: QloraConfig, data: DomainData, model: Any) -> dict[str, float]:
-    "Nats a learned token on validation, and on the draw of training conversations."
-    return {"nats": nats_per_token(model, some(data.examples["validation"], config.eval_items, config.seed), batch_tokens(config)),
-            "train_nats": nats_per_token(model, some(data.examples["train"], SAMPLED, config.seed), batch_tokens(config))}
-
 def evaluated(run: Run, config: QloraConfig, data: DomainData, loaded: LoadedModel) -> dict[str, Any]:
     "The figures of one evaluation."
-    items, figures = prompts_of(config, data, SHOWN), measured(config, data, loaded.model)
+    def cost(split: str, most: int) -> float: # nats a learned token
+        return nats_per_token(loaded.model, some(data.examples[split], most, config.seed), batch_tokens(config))
+    figures = {"nats": cost("validation", config.eval_items), "train_nats": cost("train", SAMPLED)}
     if "before" not in run.manifest: run.update(before=figures) # before the first step the adapter changes nothing
-    before = run.manifest["before"]
-    answers = answer(loaded.model, loaded.tokenizer, items, config.answer_tokens, batch_tokens(config))
+    before, answers = run.manifest["before"], answers_of(config, loaded, prompts_of(config, data, SHOWN))
     return {**figures, "base_nats": before["nats"], "base_train_nats": before["train_nats"],
             "samples": [{"prompt": one.prompt, "expected": one.expected, "text": one.text, "ended": one.ended} for one in answers]}
 
@@ -456,11 +433,6 @@ def load_best(run: Run, model: Any) -> dict[str, Any]:
     return best
 
 # %% ../../nbs/09_phases/16_qlora.ipynb #858d13a9
-def item_scores(examples: Sequence[Example], nats: np.ndarray) -> Scores:
-    "Nats and learned tokens of each conversation, with its document as the unit."
-    learned = np.array([one.learned for one in examples])
-    return Scores(nats, learned, learned, [one.id for one in examples], [""] * len(examples))
-
 def both(model: Any, score: Callable[[Any], Any]) -> tuple[Any, Any]: # what base and adapter come to
     with model.disable_adapter(): before = score(model)
     return before, score(model)
@@ -473,10 +445,6 @@ class Judged:
     items: int # conversations, or units of general text
     found: Comparison # perplexity per learned token, paired
     full: float | None = None # perplexity of the base in full precision
-
-    def result(self) -> Result:
-        "For `settle`."
-        return self.found.result()
 
 def set_row(
     one: Judged,
@@ -554,7 +522,7 @@ def settled_alone(
     doubt: str, # why its figures may not give a verdict
 ) -> Claim:
     "The claim as one set settles it."
-    return settle([cast(Claim, dict(made))], made["id"], one.result(), doubt=doubt)
+    return settle([{**made}], made["id"], one.found.result(), doubt=doubt)
 
 def severity(entry: Claim) -> int:
     "How bad a verdict is; of several sets the worst decides."
@@ -607,8 +575,8 @@ def judged_weights(run: Run, config: QloraConfig, claims: Sequence[Claim], model
         settle(claims, "four_bit_gradients", off, met=worst.holds, note=f"{name}; norm ratio {worst.norm:.4f}")
     else: settle(claims, "four_bit_gradients", None, note="the base is not quantised")
     peak = max(memory_gb(), *(e["memory_gb"] for e in read_events(run.folder) if e["kind"] == "train"))
-    if config.memory_limit_gb: settle(claims, "memory", Result(peak), met=peak <= config.memory_limit_gb)
-    else: settle(claims, "memory", Result(peak), note="no limit was given")
+    limit = config.memory_limit_gb
+    settle(claims, "memory", Result(peak), met=peak <= limit if limit else None, note="" if limit else "no limit was given")
 
 # %% ../../nbs/09_phases/16_qlora.ipynb #c33bb2be
 USAGE = """```python
@@ -654,20 +622,18 @@ def judge_qlora(
     print("judging base and adapter", flush=True)
     best = load_best(run, loaded.model)
     sets, items = scored_sets(run, config, data, loaded)
-    claims: list[Claim] = read_json(run.folder / "claims.json")
+    claims = promised(run)
     told = judged_changes(claims, sets, run.manifest["data"]["doubts"])
     rows = [set_row(one, told.get(one.name, {})) for one in sets]
     accuracy, choices = answered_questions(run, config, data, loaded)
     for name, table in (("losses", rows), ("items", items), ("accuracy", accuracy), ("choices", choices)):
         if table: write_table(run, name, table)
     prompts = prompts_of(config, data, SAMPLES)
-    old, new = both(loaded.model, lambda model: answer(model, loaded.tokenizer, prompts, config.answer_tokens, batch_tokens(config)))
+    old, new = both(loaded.model, lambda model: answers_of(config, loaded, prompts))
     write_samples(run, [{"id": one.id, "prompt": one.prompt, "expected": one.expected, "before": one.text, "after": then.text}
                         for one, then in zip(old, new, strict=True)])
     judged_training(claims, run.folder / "checkpoints/step-000000", best["folder"])
     judged_weights(run, config, claims, loaded.model)
-    write_json(run.folder / "claims.json", claims)
     place = write_out(run, config, data, loaded, best["folder"], claims, settings)
     print(f"adapter: {shown_path(place, settings)}")
-    finish(run, "finished", trained.reason, steps=trained.steps, best_step=best["step"], seconds=round(trained.seconds, 1))
-    return claims
+    return conclude(run, claims, trained.reason, trained.seconds, trained.steps, best_step=best["step"])

@@ -5,49 +5,48 @@
 # %% auto #0
 __all__ = ['DRAWS', 'VALID', 'STOPPED', 'FORGOTTEN', 'BETTER', 'WORSE', 'WALL', 'LOSS_SHARE', 'SAMPLED', 'SHOWN', 'NOTHING_KNOWN',
            'LEAST', 'USAGE', 'SftData', 'set_name', 'lesson_of', 'read_chats', 'read_sets', 'prompts_of', 'with_room',
-           'ready_tokenizer', 'examples_of', 'overlap', 'prepare', 'base_model', 'load', 'answered_replay',
-           'sft_claims', 'too_few', 'plan_sft', 'check_walls', 'to_the_letter', 'decides', 'general_scores',
-           'general_nats', 'unigram_nats', 'text_costs', 'cost_per_token', 'before_training', 'red_line', 'evaluated',
-           'train_sft', 'settle_share', 'points_lost', 'most_lost', 'costs', 'settle_texts', 'watched', 'settle_lines',
-           'judged_claims', 'answer_rows', 'judge_sft']
+           'ready_tokenizer', 'examples_of', 'overlap', 'prepare', 'base_model', 'load', 'own_answers',
+           'answered_replay', 'sft_claims', 'too_few', 'plan_sft', 'check_walls', 'to_the_letter', 'decides',
+           'general_scores', 'general_nats', 'unigram_nats', 'text_costs', 'cost_per_token', 'all_answers',
+           'before_training', 'red_line', 'evaluated', 'train_sft', 'settle_share', 'points_lost', 'most_lost', 'costs',
+           'change_of', 'settle_texts', 'watched', 'settle_lines', 'judged_claims', 'answer_rows', 'judge_sft']
 
 # %% ../../nbs/09_phases/13_sft.ipynb #3b59afc2
 import json
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..core.configurations import RedLines, SftConfig
-from ..core.files import atomic_write, read_json, set_seed, sha256_file, stable_fraction, write_json
-from ..core.settings import Settings, UserError, locate, located, shown_path
-from ..runs.claims import FEW_UNITS, About, Claim, Result, claim, promise, settle, verdict
-from ..runs.directory import Run, best_checkpoint, finish, read_events, refuse_changed, table
+from ..core.configurations import SftConfig
+from ..core.files import atomic_write, set_seed, stable_fraction
+from ..core.settings import Settings, UserError, located, path_of
+from ..runs.claims import FEW_UNITS, Claim, Result, claim, settle, verdict
+from ..runs.directory import Run, best_checkpoint, read_events, refuse_changed, table
 from ..runs.directory import write_samples, write_table
-from ..runs.session import frozen
 from ..data.readers import ReadReport
-from ..tokenizers.encode import plain_ids, tokenizer_hash
-from ..models.causal import config_and_tokenizer, context_length, load_causal, use_causal_loss
-from ..models.locate import locate_model, parent_of
-from ..models.masked import LoadedModel, parameter_count, pick_device, pick_precision
+from ..tokenizers.encode import plain_ids
+from ..models.causal import context_length, load_causal, use_causal_loss
+from ..models.masked import LoadedModel, parameter_count, pick_device
 from ..chat.conversations import read_conversations, write_conversations
 from ..chat.instructions import Item, read_items
 from ..chat.mixture import CLOSE, asked, questions
-from ..chat.template import Conversation, add_chat, closing_token, end_tokens, fit, freeze_date, has_chat
-from ..chat.template import render, require_chat, weigh_tags
+from ..chat.template import Conversation, add_chat, end_at_close, fit, has_chat, render, require_chat, weigh_tags
 from ..training.examples import ExampleMix, Prepared, by_source, example_nats, leak, nats_per_token, on_side
 from ..training.examples import packed_batch, padded_batch, prepare_examples
 from ..training.plan import Plan, batch_tokens, make_plan
 from ..training.trainer import Trained, train
-from ..evaluation.answers import Answer, answer, prompts_by_length, score_answers, score_rows
-from ..evaluation.intervals import TAIL, Scores, compare, points, share
+from ..evaluation.answers import Answer, prompts_by_length, score_answers, score_rows
+from ..evaluation.intervals import TAIL, Comparison, Scores, compare, points, share
 from ..evaluation.red_lines import crossed, early
 from ..evaluation.surprisal import encode, score_texts
-from .scaffold import by_unit, drawn, even_share, export_model, facts_of, general_units, read_general
+from .scaffold import announce, answers_of, by_unit, compared, conclude_training, drawn, entries_of
+from .scaffold import facts_of, file_entry, general_units, item_scores, on_device, parent_facts
+from .scaffold import promised, read_base, read_general, require, write_lengths
 
 # %% ../../nbs/09_phases/13_sft.ipynb #ebcec4e4
 @dataclass
@@ -69,9 +68,6 @@ def set_name(path: Path, taken: Iterable[str]) -> str:
     name = path.resolve().parent.name if path.stem == "evaluation" else path.stem
     return name if name not in taken else f"{name} ({sum(other.startswith(name) for other in taken) + 1})"
 
-def _described(path: Path, role: str, count: int, settings: Settings) -> dict[str, Any]:
-    return {"role": role, "path": shown_path(path, settings), "sha256": sha256_file(path), "bytes": path.stat().st_size, "documents": count, "licence": None}
-
 # %% ../../nbs/09_phases/13_sft.ipynb #4b9f6bc1
 def lesson_of(place: str) -> str:
     "The lesson that a replayed conversation is of: its folder, or its file where that has a name of its own; two phases may have the same generator."
@@ -82,23 +78,21 @@ def read_chats(run: Run, names: Sequence[str], role: str, settings: Settings, in
     "All conversations of the names; `inputs` learns the files."
     report = ReadReport()
     found = list(read_conversations(located(names, settings) or [], settings, report))
-    inputs += [entry | {"role": role, "path": shown_path(entry["path"], settings)} for entry in report.files]
+    inputs += entries_of(report, role, settings)
     if report.bad: run.warn(f"{report.bad} broken lines of {role} were left out")
     return [replace(one, source=lesson_of(one.place)) for one in found] if role == "replay" else found
 
 def read_sets(config: SftConfig, settings: Settings, inputs: list[dict[str, Any]]) -> tuple[dict[str, list[Item]], list[Item]]:
     "The prompts by set, and those shown before and after."
-    sets: dict[str, list[Item]] = {}
-    for file in located(config.evaluation, settings) or []:
-        path = locate(file, settings)
+    def read(path: Path, role: str) -> list[Item]:
         items = read_items(path)
-        sets[set_name(path, [*sets, "reference", "validation"])] = items
-        inputs.append(_described(path, "evaluation", len(items), settings))
-    if not config.reference: return sets, []
-    path = locate((located([config.reference], settings) or [])[0], settings)
-    reference = read_items(path)
-    inputs.append(_described(path, "reference", len(reference), settings))
-    return sets, reference
+        inputs.append(file_entry(path, role, settings, len(items)))
+        return items
+    sets: dict[str, list[Item]] = {}
+    for file in config.evaluation:
+        path = path_of(file, settings)
+        sets[set_name(path, [*sets, "reference", "validation"])] = read(path, "evaluation")
+    return sets, read(path_of(config.reference, settings), "reference") if config.reference else []
 
 # %% ../../nbs/09_phases/13_sft.ipynb #414d0486
 def prompts_of(conversations: Iterable[Conversation]) -> list[Item]:
@@ -138,17 +132,14 @@ def overlap(run: Run, data: SftData) -> str:
 # %% ../../nbs/09_phases/13_sft.ipynb #5b86ef9d
 def prepare(run: Run, config: SftConfig, settings: Settings) -> SftData:
     "Read, split and render everything, before the base's weights are read."
-    for name in ("base_model", "data"):
-        if not getattr(config, name): raise UserError(name, "not named", f"it is: {SftConfig.model_fields[name].description}")
+    require(config, "base_model", "data")
     inputs: list[dict[str, Any]] = []
     own, replay = (read_chats(run, names, role, settings, inputs) for names, role in ((config.data, "data"), (config.replay, "replay")))
     sets, reference = read_sets(config, settings, inputs)
     general, rest = read_general(config, settings, inputs)
     refuse_changed(run, inputs)
-    base, model, tokenizer = config_and_tokenizer(locate_model(config.base_model, settings, "causal"))
-    freeze_date(tokenizer, run)
-    limit = int(model.max_position_embeddings)
-    if config.max_seq_length > limit: raise UserError("max_seq_length", f"{config.max_seq_length} for a model of {limit} positions", "use fewer")
+    base = read_base(run, config, settings)
+    tokenizer, limit = base.tokenizer, int(base.config.max_position_embeddings)
     new_rows = ready_tokenizer(tokenizer, config, config.base_model)
     prepared = examples_of(config, tokenizer, own, replay)
     if not sets:
@@ -157,7 +148,7 @@ def prepare(run: Run, config: SftConfig, settings: Settings) -> SftData:
         if short := len(items) - len(sets["validation"]): run.warn(f"{short} prompts of validation leave no room for an answer and are not asked")
     reference = reference or next(iter(sets.values()))[:8]
     for items in (*sets.values(), reference): prompts_by_length(tokenizer, items, limit) # now, not at the first evaluation
-    data = SftData(own, replay, sets, reference, general, rest, base, tokenizer, new_rows, prepared)
+    data = SftData(own, replay, sets, reference, general, rest, base.place, tokenizer, new_rows, prepared)
     run.update(title=f"Chat: {config.name}", report="sft", inputs=inputs, data=facts_of(prepared, settings) | {"overlap": overlap(run, data)})
     return data
 
@@ -167,20 +158,28 @@ def base_model(config: SftConfig, data: SftData) -> LoadedModel:
     set_seed(config.seed)
     loaded = load_causal(data.base, pick_device(config.device))
     if data.new_rows: weigh_tags(loaded.model, data.tokenizer, config.tag_prefix)
-    ends, end = end_tokens(loaded.model), closing_token(data.tokenizer)
-    if end not in ends: loaded.model.generation_config.eos_token_id = [end, *ends] # a template's closing tag need not be the end of text
-    return LoadedModel(loaded.model, data.tokenizer, data.base, loaded.head)
+    end_at_close(loaded.model, data.tokenizer)
+    return replace(loaded, tokenizer=data.tokenizer)
 
 def load(run: Run, config: SftConfig, data: SftData, settings: Settings) -> LoadedModel:
     "The base; the manifest learns which it is."
     loaded = base_model(config, data)
-    parent = parent_of(run, data.base, settings, tokenizer_sha256=tokenizer_hash(data.tokenizer))
-    run.update(parent={**parent, "parameters": parameter_count(loaded.model), "family": loaded.model.config.model_type, "context": context_length(loaded.model),
-                       "new_rows": data.new_rows}, baseline="the base model before this phase")
+    parent = parent_facts(run, data.base, loaded, settings, family=loaded.model.config.model_type, context=context_length(loaded.model),
+                          new_rows=data.new_rows)
+    run.update(parent=parent, baseline="the base model before this phase")
     return loaded
 
 # %% ../../nbs/09_phases/13_sft.ipynb #20f9f12b
 DRAWS = 4 # as many tokens as are replayed in so many epochs, so that the model's own answers can take turns too
+
+def own_answers(config: SftConfig, loaded: LoadedModel, asked: Sequence[Conversation]) -> Iterator[tuple[Conversation, int]]:
+    "The conversations with the model's own last answers, and the tokens of each: those that are valid and have room."
+    asked = [one for one in asked if with_room(loaded.tokenizer, prompts_of([one]), config.max_seq_length)]
+    items = [item for one in asked for item in prompts_of([one])]
+    for one, reply in zip(asked, answers_of(config, loaded, items), strict=True):
+        turns = (*one.messages[:-1], {"role": "assistant", "content": reply.text})
+        has_room = reply.valid and fit(loaded.tokenizer, turns, config.max_seq_length, one.place, "shorten") is not None
+        if has_room: yield replace(one, messages=turns), reply.tokens
 
 def answered_replay(run: Run, config: SftConfig, data: SftData, loaded: LoadedModel, settings: Settings) -> list[Conversation]:
     "Questions of the earlier phases with the base model's last answers: of each source in proportion to what it has, for some epochs."
@@ -193,14 +192,10 @@ def answered_replay(run: Run, config: SftConfig, data: SftData, loaded: LoadedMo
             wanted, learned = DRAWS * config.replay_share / (1 - config.replay_share) * own * len(mine) / all_of_them, 0
             mine = sorted(mine, key=lambda one: stable_fraction(json.dumps([one.id, *one.messages]), config.seed))
             while mine and learned <= wanted:
-                some, mine = [one for one in mine[:64] if with_room(loaded.tokenizer, prompts_of([one]), config.max_seq_length)], mine[64:]
-                items = [item for one in some for item in prompts_of([one])]
-                replies = answer(loaded.model, loaded.tokenizer, items, config.answer_tokens, batch_tokens(config))
-                for one, reply in zip(some, replies, strict=True):
-                    if not reply.valid: continue
-                    turns = (*one.messages[:-1], {"role": "assistant", "content": reply.text})
-                    if fit(loaded.tokenizer, turns, config.max_seq_length, one.place, "shorten") is None: continue
-                    found.append(Conversation(one.id, turns, one.source, one.kind, one.place)); learned += reply.tokens
+                batch, mine = mine[:64], mine[64:]
+                for one, tokens in own_answers(config, loaded, batch):
+                    found.append(one)
+                    learned += tokens
         if not found: raise UserError("replay_by", f"none of the base model's answers to {all_of_them:,} earlier questions is valid", "use recorded")
         write_conversations(file, found)
     return list(read_conversations([str(file)], settings, ReadReport()))
@@ -211,22 +206,20 @@ BETTER, WORSE = -0.10, 0.03 # nats per learned token have to fall by a tenth; ge
 
 def sft_claims(config: SftConfig) -> list[Claim]:
     "What a phase promises before its first step."
-    def compared(id: str, statement: str, metric: str, criterion: str, about: About, limit: float | None, unit: str) -> Claim:
-        return claim(id, statement, metric, criterion, about, "before to after", limit, unit)
-    def share(id: str, statement: str, metric: str, least: float) -> Claim:
-        return compared(id, statement, metric, f">= {least:.0%}", "learning", 1 - least, "share")
     target, letter = config.target_exact, "the phase's own prompts answered to the letter, greedily"
     asked, most = (f">= {target:.1%}", 1 - target) if target else ("no target given", None)
     return [
-        compared("exact_match", "Answers exactly", letter, asked, "learning", most, "share"),
+        compared("exact_match", "Answers exactly", letter, asked, "learning", threshold=most, unit="share"),
         compared("held_out_loss", "Has learned to answer its own questions", "perplexity per learned token of held-out conversations",
-                 f"<= {BETTER:.0%}", "learning", BETTER, "perplexity"),
-        share("tag_validity", "Keeps to the format", "answers that say something and end with their tag, no other inside, all sets", VALID),
-        share("stop_rate", "Knows when to stop", "answers that say something and end by themselves, all sets", STOPPED),
+                 f"<= {BETTER:.0%}", "learning", threshold=BETTER),
+        compared("tag_validity", "Keeps to the format", "answers that say something and end with their tag, no other inside, all sets",
+                 f">= {VALID:.0%}", "learning", threshold=1 - VALID, unit="share"),
+        compared("stop_rate", "Knows when to stop", "answers that say something and end by themselves, all sets",
+                 f">= {STOPPED:.0%}", "learning", threshold=1 - STOPPED, unit="share"),
         compared("forgetting_points", "Forgets nothing of earlier phases", "points of exact match lost on the earlier set that lost most",
-                 f"<= {FORGOTTEN:g} points", "forgetting", FORGOTTEN, "points"),
+                 f"<= {FORGOTTEN:g} points", "forgetting", threshold=FORGOTTEN, unit="points"),
         compared("general_text", "Has not forgotten general text", "perplexity per token of general text", f"<= +{WORSE:.0%}",
-                 "forgetting", WORSE, "perplexity"),
+                 "forgetting", threshold=WORSE),
         claim("no_red_line", "Crosses no red line", "red lines crossed in training", "= 0", "property", unit="red lines"),
     ]
 
@@ -253,29 +246,25 @@ def plan_sft(
     run: Run, config: SftConfig, data: SftData, loaded: LoadedModel, settings: Settings,
 ) -> tuple[Plan, ExampleMix, Any, SftConfig]:
     "Examples, batches, plan and claims; `auto` is resolved here, once."
-    device = pick_device(config.device)
-    config = frozen(run, SftConfig, precision=pick_precision(config.precision, device), device=device)
+    config = on_device(run, config)
     if config.replay_by == "model" and config.replay:
         data.prepared = examples_of(config, loaded.tokenizer, data.own, answered_replay(run, config, data, loaded, settings))
-    facts, train_side = facts_of(data.prepared, settings), data.prepared.train
-    mix = ExampleMix(train_side, config.per_device_train_batch_size, config.seed, config.max_seq_length if config.packed else 0, data.prepared.replay)
+    facts = facts_of(data.prepared, settings)
+    mix = ExampleMix(data.prepared.train, config.per_device_train_batch_size, config.seed, config.max_seq_length if config.packed else 0, data.prepared.replay)
     if config.packed: check_walls(run, loaded, mix)
     plan = make_plan(config, mix.tokens_per_epoch, mix.batches_per_epoch, parameter_count(loaded.model))
     plan.problems += too_few(config, data)
-    if abs((replay := facts["replay"])["achieved"] - replay["asked"]) > CLOSE:
+    replay = facts["replay"]
+    if abs(replay["achieved"] - replay["asked"]) > CLOSE:
         plan.problems.append(f"{replay['asked']:.1%} replay asked, {replay['achieved']:.1%} reached: its conversations are too long for so few new ones")
-
     if replayed := len(data.prepared.replay):
         coming = len({id(example) for alike, _, _ in mix.turns.values() for example in alike})
         plan.rows.append(("replay", f"{replay['achieved']:.1%}", f"{len(mix.turns):,} examples an epoch; {coming:,} of {replayed:,} take turns"))
     attention = getattr(loaded.model.config, "_attn_implementation", "none")
-    plan.rows.append(("precision", config.precision, f"on {device}, attention {attention}; {run.manifest['config']['precision']['origin']}"))
-    run.update(data=run.manifest["data"] | facts, plan={"rows": plan.rows, "problems": plan.problems},
-               hardware=run.manifest["hardware"] | {"precision": config.precision, "device": device, "attention": attention})
-    sizes, counts = np.unique([len(example.ids) for example in train_side], return_counts=True)
-    write_table(run, "lengths", [{"tokens": int(size), "examples": int(count)} for size, count in zip(sizes, counts, strict=True)])
-    for problem in plan.problems: run.log("warning", message=problem)
-    if not (run.folder / "claims.json").exists(): promise(run, sft_claims(config))
+    plan.rows.append(("precision", config.precision, f"on {config.device}, attention {attention}; {run.manifest['config']['precision']['origin']}"))
+    write_lengths(run, data.prepared.train)
+    hardware = {"precision": config.precision, "device": config.device, "attention": attention}
+    announce(run, plan, sft_claims(config), hardware, data=run.manifest["data"] | facts)
     return plan, mix, packed_batch if config.packed else padded_batch, config
 
 # %% ../../nbs/09_phases/13_sft.ipynb #007b4c75
@@ -325,18 +314,20 @@ SAMPLED = 512 # training examples on which the base is measured: what the traini
 
 def text_costs(config: SftConfig, data: SftData, model: Any) -> list[dict[str, Any]]:
     "Nats of each held-out conversation's learned tokens, and of each unit of general text: tables/costs_before.csv and costs_after.csv."
-    held, texts = data.prepared.validation, {}
-    texts["held out"] = [one.id for one in held], [one.learned for one in held], example_nats(model, held, batch_tokens(config))
-    if data.general:
-        general = general_scores(config, data, model)
-        texts["general"] = general.units, general.pieces.tolist(), general.nats
-    return [{"text": name, "unit": unit, "tokens": tokens, "nats": cost} for name, (units, sizes, nats) in texts.items()
-            for unit, tokens, cost in zip(units, sizes, nats.tolist(), strict=True)]
+    held = data.prepared.validation
+    texts = {"held out": item_scores(held, example_nats(model, held, batch_tokens(config)))}
+    if data.general: texts["general"] = general_scores(config, data, model)
+    return [{"text": name, "unit": unit, "tokens": tokens, "nats": cost} for name, scores in texts.items()
+            for unit, tokens, cost in zip(scores.units, scores.pieces.tolist(), scores.nats.tolist(), strict=True)]
 
 def cost_per_token(rows: Sequence[Mapping[str, Any]], text: str) -> float | None:
     "Nats per token of one of the two texts; None where there is none."
     mine = [row for row in rows if row["text"] == text]
     return sum(row["nats"] for row in mine) / sum(row["tokens"] for row in mine) if mine else None
+
+def all_answers(config: SftConfig, data: SftData, loaded: LoadedModel) -> dict[str, list[Answer]]:
+    "What the model answers to every prompt it is judged by, by set, and to the reference."
+    return {name: answers_of(config, loaded, items) for name, items in {**data.sets, "reference": data.reference}.items()}
 
 def before_training(
     run: Run, config: SftConfig, data: SftData,
@@ -348,8 +339,7 @@ def before_training(
         if "before" in run.manifest: run.warn("before.jsonl was gone: the base was asked once more")
         loaded, train_side = base or base_model(config, data), data.prepared.train
         some = random.Random(config.seed).sample(train_side, min(SAMPLED, len(train_side)))
-        asked = {**data.sets, "reference": data.reference}
-        found = {name: answer(loaded.model, loaded.tokenizer, items, config.answer_tokens, batch_tokens(config)) for name, items in asked.items()}
+        found = all_answers(config, data, loaded)
         rows, own = text_costs(config, data, loaded.model), found[next(iter(data.sets))]
         write_table(run, "costs_before", rows)
         run.update(before={"nats": cost_per_token(rows, "held out"), "general": cost_per_token(rows, "general"), "unigram": unigram_nats(data),
@@ -365,22 +355,20 @@ def red_line(run: Run, config: SftConfig) -> str:
     events = read_events(run.folder)
     told, history = [e for e in events if e["kind"] == "red_line"], [e for e in events if e["kind"] == "eval"]
     if not to_the_letter(config): history = [e | {"exact": None} for e in history] # no free answer is garbage for being another
-    limits = RedLines(**{name: getattr(config, name) for name in RedLines.model_fields})
     warned = {e.get("name") for e in events if e["kind"] == "warning"}
-    for name, said in early(history, limits).items():
+    for name, said in early(history, config).items():
         if name not in warned: run.log("warning", history[-1]["step"], name=name, message=said)
-    found = None if told or not history else crossed(history, limits)
-    if found: run.log("red_line", found.step, name=found.name, found=found.found, limit=found.limit, said=found.said)
-    name, said = (told[0]["name"], told[0]["said"]) if told else (found.name, found.said) if found else ("", "")
-    return f"red line {name}: {said}" if name else ""
+    if not told and (found := crossed(history, config)):
+        told = [asdict(found)]
+        run.log("red_line", **told[0])
+    return f"red line {told[0]['name']}: {told[0]['said']}" if told else ""
 
 # %% ../../nbs/09_phases/13_sft.ipynb #b3de6b27
 SHOWN = 4 # prompts whose answers are told at each evaluation
 
 def evaluated(run: Run, config: SftConfig, data: SftData, loaded: LoadedModel) -> dict[str, Any]:
     "The figures of one evaluation."
-    def ask(items: Sequence[Item], most: int) -> list[Answer]:
-        return answer(loaded.model, loaded.tokenizer, drawn(items, most, config.seed), config.answer_tokens, batch_tokens(config))
+    def ask(items: Sequence[Item], most: int) -> list[Answer]: return answers_of(config, loaded, drawn(items, most, config.seed))
     (_, own), *earlier = data.sets.items()
     nats, before = nats_per_token(loaded.model, data.prepared.validation, batch_tokens(config)), run.manifest["before"]
     answers = ask(own, config.eval_items)
@@ -410,12 +398,12 @@ def settle_share(
     "The result of a claim on a share of answers; its threshold is the share that may be wrong, None without a target."
     most = next(c for c in claims if c["id"] == id)["threshold"]
     result, was = share(sum(after), len(after)), sum(before) / len(before) if before else None
-    result = replace(result, baseline=was, sure=None if most is None else result.sure)
+    if most is None: result = replace(result, sure=None)
     held = most is not None and was is not None and was >= 1 - most
-    lasts = result.sure is not None and most is not None and verdict(*result.sure, most) == "PASS"
+    lasts = most is not None and held and result.sure is not None and verdict(*result.sure, most) == "PASS"
     if held and not lasts: note = "; ".join(filter(None, ["it was reached before training", note]))
     if not after: note = note or "no prompt was asked"
-    settle(claims, id, result, before=held and lasts, note=note)
+    settle(claims, id, replace(result, baseline=was), before=lasts, note=note)
 
 # %% ../../nbs/09_phases/13_sft.ipynb #91484f3b
 def points_lost(
@@ -451,13 +439,15 @@ def costs(run: Run, when: str, text: str) -> Scores:
     nats = np.maximum(nats, LEAST * tokens) # what is known by heart may cost nothing in float32, and nothing can be compared with that
     return Scores(nats, tokens, tokens, [row["unit"] for row in rows], [""] * len(rows))
 
-def settle_texts(run: Run, config: SftConfig, data: SftData, claims: Sequence[Claim]) -> None:
+def change_of(run: Run, text: str) -> Comparison:
+    "What one of the two texts costs before and after the training."
+    return compare(costs(run, "before", text), costs(run, "after", text), per="tokens")
+
+def settle_texts(run: Run, data: SftData, claims: Sequence[Claim]) -> None:
     "The results of the claims on held-out conversations and on general text."
-    held = compare(costs(run, "before", "held out"), costs(run, "after", "held out"), per="tokens")
-    settle(claims, "held_out_loss", held.result("held-out conversations"))
-    if not data.general: settle(claims, "general_text", None, note="no general text was given"); return
-    general = compare(costs(run, "before", "general"), costs(run, "after", "general"), per="tokens")
-    settle(claims, "general_text", general.result(general_units(data.general)[0]))
+    settle(claims, "held_out_loss", change_of(run, "held out").result("held-out conversations"))
+    if data.general: settle(claims, "general_text", change_of(run, "general").result(general_units(data.general)[0]))
+    else: settle(claims, "general_text", None, note="no general text was given")
 
 def watched(events: Sequence[Mapping[str, Any]], after_steps: int) -> int:
     "How many evaluations came late enough for red lines to be looked at."
@@ -476,7 +466,7 @@ def judged_claims(
     run: Run, config: SftConfig, data: SftData, before: Mapping[str, list[Answer]], after: Mapping[str, list[Answer]],
 ) -> list[Claim]:
     "The claims with what came out."
-    claims: list[Claim] = read_json(run.folder / "claims.json")
+    claims = promised(run)
     own, *earlier = after
     old, new = ([one for name in after for one in answers[name]] for answers in (before, after)) # to the same prompts
     was, now = ([one.exact for one in answers[own] if one.exact is not None] for answers in (before, after))
@@ -490,7 +480,7 @@ def judged_claims(
     lost = {name: points_lost(right(before[name]), right(after[name])) for name in earlier if any(right(before[name]).values())}
     worst, told = most_lost({name: found for name, found in lost.items() if found})
     settle(claims, "forgetting_points", worst, note=told or NOTHING_KNOWN)
-    settle_texts(run, config, data, claims)
+    settle_texts(run, data, claims)
     settle_lines(run, config, claims)
     return claims
 
@@ -512,18 +502,13 @@ def answer_rows(answers: Mapping[str, Sequence[Answer]]) -> list[dict[str, Any]]
 
 def judge_sft(run: Run, config: SftConfig, data: SftData, trained: Trained) -> list[Claim]:
     "Every set by the best checkpoint, its own and the earlier ones; the model as a plain folder."
-    before, best = before_training(run, config, data), best_checkpoint(run.folder) # what the base said before the first step
-    loaded = load_causal(best["folder"], pick_device(config.device))
-    asked = {**data.sets, "reference": data.reference}
-    after = {name: answer(loaded.model, loaded.tokenizer, items, config.answer_tokens, batch_tokens(config)) for name, items in asked.items()}
+    before = before_training(run, config, data) # what the base said before the first step
+    loaded = load_causal(best_checkpoint(run.folder)["folder"], pick_device(config.device))
+    after = all_answers(config, data, loaded)
     shown = after.pop("reference")
     write_table(run, "answers", answer_rows(after))
     write_table(run, "scores", [row for name, answers in after.items() for row in score_rows(name, answers)])
     write_samples(run, [{"prompt": new.prompt, "expected": new.expected, "before": old.text, "after": new.text, "exact": new.exact}
                         for old, new in zip(before["reference"], shown, strict=True)])
     write_table(run, "costs_after", text_costs(config, data, loaded.model))
-    claims = judged_claims(run, config, data, before, after)
-    write_json(run.folder / "claims.json", claims)
-    export_model(run, best["folder"], claims, USAGE)
-    finish(run, "finished", trained.reason, steps=trained.steps, best_step=best["step"], seconds=round(trained.seconds, 1))
-    return claims
+    return conclude_training(run, judged_claims(run, config, data, before, after), trained, USAGE)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROBES', 'CARD', 'write_adapter', 'adapter_about', 'with_tags', 'base_of_adapter', 'load_adapter', 'own_dtype',
-           'end_at_close', 'Merged', 'probed', 'probe_examples', 'merge', 'check_output', 'check_room']
+           'Merged', 'probed', 'probe_examples', 'merge', 'check_output', 'check_room']
 
 # %% ../../nbs/07_training/05_adapters.ipynb #81da96a3
 import json
@@ -23,7 +23,7 @@ from ..models.causal import config_and_tokenizer
 from ..models.locate import locate_model, model_hash
 from ..models.masked import LoadedModel, pick_device, pick_precision
 from ..models.quantized import held, load_base
-from ..chat.template import Conversation, closing_token, end_tokens, render, weigh_tags
+from ..chat.template import Conversation, end_at_close, render, weigh_tags
 from .examples import Example, encode, example_nats, shifted
 
 # %% ../../nbs/07_training/05_adapters.ipynb #f000ae99
@@ -96,7 +96,7 @@ def load_adapter(
     else: loaded = load_base(place, device, about["quantization"], pick_precision("auto" if device == "cuda" else "fp32", device))
     loaded.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     if about["tags"]: with_tags(loaded, about["tags"])
-    end_at_close(loaded)
+    end_at_close(loaded.model, loaded.tokenizer)
     try: model = PeftModel.from_pretrained(loaded.model, str(folder))
     except (RuntimeError, ValueError) as error: # of any base: other layers, or layers of another size
         raise UserError(folder, f"does not fit {place} ({' '.join(str(error).split())[:120]})", "name the base it was trained on") from None
@@ -105,11 +105,6 @@ def load_adapter(
 def own_dtype(place: str) -> torch.dtype: # of the base's files: a model of 8 billion weights in float32 would take 32 GB
     found = config_and_tokenizer(place)[1].dtype
     return found if isinstance(found, torch.dtype) else torch.float32
-
-def end_at_close(loaded: LoadedModel) -> None:
-    "Let plain `generate` end where an answer does."
-    ends, end = end_tokens(loaded.model), closing_token(loaded.tokenizer)
-    if end not in ends: loaded.model.generation_config.eos_token_id = [end, *ends]
 
 # %% ../../nbs/07_training/05_adapters.ipynb #ad0fd11f
 @dataclass(frozen=True)
