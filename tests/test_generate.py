@@ -66,7 +66,7 @@ def test_a_file_of_prompts_through_the_command(runs, tiny, tmp_path):
     lines = (folder / "tables/statistics.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["prompt", "all", "1", "2"] and lines[1].split(",")[1] == str(sum(row["tokens"] for row in rows))
     page = (folder / "report.html").read_text()
-    assert page.count('class="example"') == 6 and "All 6 texts" in page and "Damaged file" not in page
+    assert page.count("<pre style") == 6 and "All 6 samples" in page and "Damaged file" not in page
     assert "written to 2 prompts by a llama of" in page and not re.search(r'(?:src|href)="https?:', page)
 
 

@@ -177,7 +177,7 @@ def development(run: RunRecord) -> str:
     return note(said) + folded([row(prompt) for prompt in prompts], 3, "prompts")
 
 # %% ../../nbs/10_report/07_causal.ipynb #03c815ab
-ENDS = {"eos": "ended by itself", "stop": "ended before a stop sequence", "length": "cut at its length"}
+ENDS = {"eos": "ended by the model's own end of text", "stop": "ended before a stop sequence", "length": "cut at the length asked"}
 FACTS = {"tokens": "{:,} tokens", "ended": "{}", "temperature": "temperature {:g}", "distinct_2": "distinct-2 {:.2f}", "repeated_4": "repeated 4-grams {:.1%}"}
 SHOWN = 300 # texts of 512 tokens each stay below the 5 MB of a page
 

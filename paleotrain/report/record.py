@@ -72,7 +72,7 @@ def last_step(events: Iterable[dict[str, Any]]) -> int: return max((int(e.get("s
 
 # %% ../../nbs/10_report/01_record.ipynb #9eed2a02
 TEXT_COLUMNS = ("term", "category", "source", "stage", "reason", "fate", "item", "examples", "dropped", "unit",
-                "set", "prompt", "expected", "answer") # an answer may be 42, and stays text
+                "set", "prompt", "expected", "answer", "token", "character", "top") # an answer may be 42, and stays text
 
 def per(text: object) -> str:
     "Names of measures as they are said today: `bits a byte`, as older runs wrote it, becomes `bits per byte`."
