@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['CHANGE', 'FREQUENCY', 'PARTS', 'RECOVERED', 'MASKED', 'EACH_UNIT', 'MINUTES', 'NO_SAMPLES', 'SCORES', 'CAUSAL',
-           'SIZE', 'MATCHED', 'CURVES', 'NO_RUNG', 'SCALING', 'WORDS_CUT', 'COST', 'TERMS', 'NO_TOKENIZER', 'TOKENIZER',
-           'FATES', 'PREPARE', 'NO_BEGINNING', 'EVALUATE', 'GENERATE', 'KINDS', 'ANSWERS', 'NO_KIND', 'CHATDATA',
-           'EARLIER', 'LENGTHS', 'RED_LINES', 'SFT', 'CURRICULUM', 'BOTH', 'PAIRED', 'LOST', 'BETWEEN', 'KEYED',
-           'NO_LOSS', 'NO_OTHER', 'TOKENS', 'OTHER', 'QLORA', 'DOMAINS', 'PAGES', 'ABSENT', 'LOOK', 'Section', 'Page',
-           'section', 'page', 'dotted', 'lines', 'over', 'mixed', 'pairs', 'changes', 'page_of', 'Shown', 'shown',
-           'style_sheet', 'in_notebook', 'part', 'report_notebook', 'trust', 'render_report', 'main']
+           'SIZE', 'COMPUTE', 'MATCHED', 'CURVES', 'NO_RUNG', 'SCALING', 'WORDS_CUT', 'COST', 'TERMS', 'NO_TOKENIZER',
+           'TOKENIZER', 'FATES', 'PREPARE', 'NO_BEGINNING', 'EVALUATE', 'GENERATE', 'KINDS', 'ANSWERS', 'NO_KIND',
+           'CHATDATA', 'EARLIER', 'LENGTHS', 'RED_LINES', 'SFT', 'CURRICULUM', 'BOTH', 'PAIRED', 'LOST', 'BETWEEN',
+           'KEYED', 'NO_LOSS', 'NO_OTHER', 'TOKENS', 'OTHER', 'QLORA', 'DOMAINS', 'PAGES', 'ABSENT', 'LOOK', 'Section',
+           'Page', 'section', 'page', 'dotted', 'lines', 'over', 'mixed', 'pairs', 'changes', 'page_of', 'Shown',
+           'shown', 'style_sheet', 'in_notebook', 'part', 'report_notebook', 'trust', 'render_report', 'main']
 
 # %% ../../nbs/10_report/22_page.ipynb #0b02536b
 import re
@@ -105,14 +105,17 @@ CAUSAL = page(causal.lead, "causal",
 
 SIZE = ("Bits per byte of the test text against parameters, both axes logarithmic, with 95 % intervals; "
         "line: L = a N⁻ᵇ, shaded: where it lies in 95 of 100 redrawings of the test texts. Filled: subwords, open: characters.")
+COMPUTE = "The same against training compute, 6 N D."
 MATCHED = ("Bits per byte of the rungs of the same size, with 95 % intervals over the test texts: "
            "how text is cut into tokens does not enter this figure.")
-CURVES = "Bits per byte of the validation text over the tokens read, every rung. Solid and filled: subwords; dotted and open: characters."
+CURVES = "Bits per byte of the validation text over the tokens read, every rung, both axes logarithmic. Solid and filled: subwords; dotted and open: characters."
 NO_RUNG = "No rung has finished yet.", "tables/ladder.csv"
 
 SCALING = page(scaling.lead, "scaling",
-    section("What size is worth", beside(figure(lambda run: scaling.plot_ladder(run, "parameters"), SIZE, *NO_RUNG),
-            figure(lambda run: scaling.plot_ladder(run, "compute"), "The same against training compute, 6 N D.", *NO_RUNG)), scaling.laws_table),
+    section("What size is worth", beside(
+        figure(lambda run: scaling.plot_ladder(run, "parameters", "million parameters", 1e6), SIZE, *NO_RUNG),
+        figure(lambda run: scaling.plot_ladder(run, "compute", "10¹² floating-point operations", 1e12), COMPUTE, *NO_RUNG)),
+        scaling.laws_table),
     section("Tokenizers and families at the same size", figure(scaling.plot_matched, MATCHED, "No two rungs of the same size have finished.")),
     section("All rungs", scaling.ladder_table, figure(scaling.plot_curves, CURVES, "No rung has been evaluated yet.")),
     section("Samples", scaling.samples),

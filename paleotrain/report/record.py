@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['INSIDE', 'TEXT_COLUMNS', 'VERDICTS', 'NEEDED', 'NARROW', 'COUNTED', 'COMPARED', 'SIGNS', 'RAISED', 'RunRecord',
            'last_step', 'per', 'read_csv', 'read_lines', 'read_entries', 'in_bits', 'read_run', 'number', 'percent',
-           'magnitude', 'duration', 'typeset', 'filesize', 'quantity', 'spanned', 'measured', 'by_factor', 'far',
-           'factors', 'changed', 'compared', 'labelled', 'results', 'changes', 'table', 'without_gaps', 'esc', 'small',
-           'count', 'note', 'absent', 'pair', 'plain_signs', 'readable', 'text_table']
+           'magnitude', 'duration', 'typeset', 'filesize', 'quantity', 'spanned', 'interval', 'measured', 'by_factor',
+           'far', 'factors', 'changed', 'compared', 'labelled', 'results', 'changes', 'table', 'without_gaps', 'esc',
+           'small', 'count', 'note', 'absent', 'pair', 'plain_signs', 'readable', 'text_table']
 
 # %% ../../nbs/10_report/01_record.ipynb #9769042a
 import codecs
@@ -72,7 +72,8 @@ def last_step(events: Iterable[dict[str, Any]]) -> int: return max((int(e.get("s
 
 # %% ../../nbs/10_report/01_record.ipynb #9eed2a02
 TEXT_COLUMNS = ("term", "category", "source", "stage", "reason", "fate", "item", "examples", "dropped", "unit",
-                "set", "prompt", "expected", "answer", "token", "character", "top") # an answer may be 42, and stays text
+                "set", "prompt", "expected", "answer", "text", "token", "character",
+                "top") # an answer may be 42, and stays text
 
 def per(text: object) -> str:
     "Names of measures as they are said today: `bits a byte`, as older runs wrote it, becomes `bits per byte`."
@@ -199,6 +200,9 @@ def spanned(value: float | None, low: float | None, high: float | None, show: Ca
     if low is None or high is None or low == high: return show(value)
     unit = "".join(show(value).rpartition(NARROW)[1:]) if NARROW in show(value) else "" # said once
     return f"{show(value)} ({show(low).removesuffix(unit) if unit else show(low)} to {show(high)})"
+
+def interval(row: Mapping[str, Any], name: str, show: Callable[[float | None], str] = number) -> str: # of a column `name`, with its _low and _high
+    return spanned(row[name], row[f"{name}_low"], row[f"{name}_high"], show)
 
 def measured(row: dict[str, Any]) -> str: # what came out
     return spanned(row.get("value"), row.get("low"), row.get("high"), lambda x: quantity(x, row.get("unit")))
