@@ -124,6 +124,7 @@ def curves(
     x: str = "optimizer steps",
     heading: str = "", # above all
     tokens: bool = False, # whether the tokens read stand above the steps
+    events: Mapping[str, float] = {}, # where on the x axis something happened, by its name
     width: float = 4.9, # inches
     log: bool = False, # both axes logarithmic
 ) -> Figure | None:
@@ -135,6 +136,7 @@ def curves(
     every = figure.subplots(len(drawn), 1, sharex=True, squeeze=False, subplot_kw={"xscale": scale, "yscale": scale})[:, 0]
     for axes, panel in zip(every, drawn, strict=True):
         axes.minorticks_off()
+        for name, at in events.items(): axes.axvline(at, color="#a3201a", lw=2.2, zorder=4, label=name)
         draw_panel(axes, run, panel)
         for step in resumes(run) if x.startswith("optimizer steps") else (): axes.axvline(step, color=SOFT, lw=1, ls=":")
     if tokens: token_axis(every[0], run)

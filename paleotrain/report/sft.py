@@ -130,8 +130,7 @@ def data_notes(run: RunRecord) -> str:
     if mix.get("asked"): facts.append(f"replay: {percent(mix['asked'], False)} of the learnt tokens asked, {percent(mix.get('achieved'), False)} achieved")
     if kinds: facts.append(f"kinds: {', '.join(f'{kind} {n:,}' for kind, n in kinds.items())}")
     if run.get("parent").get("new_rows"): facts.append(f"the tokenizer got {run.get('parent')['new_rows']} tags as new tokens")
-    files = inputs_table(run) if run.manifest.get("inputs") else ""
-    return f"<ul>{''.join(f'<li>{esc(sentence(fact))}</li>' for fact in facts if fact)}</ul>{files}"
+    return f"<ul>{''.join(f'<li>{esc(sentence(fact))}</li>' for fact in facts if fact)}</ul>{inputs_table(run)}"
 
 def learning(run: RunRecord) -> str: # the caption of the curves
     return learning_said(run, unseen(run, (sets_of(run) or [""])[0]))
