@@ -2534,8 +2534,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'paleotrain/report/chat_data.py'),
                                              'paleotrain.report.chat_data.files': ( '10_report/chat_data.html#files',
                                                                                     'paleotrain/report/chat_data.py'),
-                                             'paleotrain.report.chat_data.judged_by': ( '10_report/chat_data.html#judged_by',
-                                                                                        'paleotrain/report/chat_data.py'),
                                              'paleotrain.report.chat_data.kinds_table': ( '10_report/chat_data.html#kinds_table',
                                                                                           'paleotrain/report/chat_data.py'),
                                              'paleotrain.report.chat_data.lead': ( '10_report/chat_data.html#lead',

@@ -164,7 +164,7 @@ GENERATE = page(evaluate.generated, "generate",
 
 # %% ../../nbs/10_report/22_page.ipynb #a2d71caf
 KINDS = "Conversations to learn from · prompts to be judged by, of each kind."
-ANSWERS = "Lengths of the different words in the answers: those learned, and those asked for in the evaluation."
+ANSWERS = "Lengths of the different words in the answers, up to 30 letters: those learned, and those asked for in the evaluation."
 NO_KIND = "Nothing has been counted yet.", "tables/kinds.csv"
 
 CHATDATA = page(chat_data.lead, "chatdata",
@@ -173,7 +173,7 @@ CHATDATA = page(chat_data.lead, "chatdata",
     section("Lengths", chat_data.lengths_table),
     section("Evaluation", chat_data.evaluation, chat_data.twice),
     section("Samples", chat_data.samples),
-    section("Files", chat_data.files, lambda run: inputs_table(run) if run.manifest.get("inputs") else ""))
+    section("Files", chat_data.files, inputs_table))
 
 def over(block: Callable[[Mapping[str, RunRecord]], str]) -> Block: # of all trainings that a page is about
     return lambda run: block(chat.trainings(run))
