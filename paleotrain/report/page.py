@@ -108,7 +108,8 @@ SIZE = ("Bits per byte of the test text against parameters, both axes logarithmi
 COMPUTE = "The same against training compute, 6 N D."
 MATCHED = ("Bits per byte of the rungs of the same size, with 95 % intervals over the test texts: "
            "how text is cut into tokens does not enter this figure.")
-CURVES = "Bits per byte of the validation text over the tokens read, every rung, both axes logarithmic. Solid and filled: subwords; dotted and open: characters."
+CURVES = ("Bits per byte of the validation text over the tokens read, every rung, both axes logarithmic. "
+          "Solid and filled: subwords; dotted and open: characters.")
 NO_RUNG = "No rung has finished yet.", "tables/ladder.csv"
 
 SCALING = page(scaling.lead, "scaling",
