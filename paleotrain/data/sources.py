@@ -256,7 +256,8 @@ def as_source(name: str, domain: str, settings: Settings) -> Source:
     "What a parameter names: a source file by name or path, or plain text by path."
     if name.endswith((".yaml", ".yml")) or name in sources(settings): return read_source(name, settings)
     if set("/.*{").intersection(name) or locate(name, settings).exists(): return plain_source(name, domain, settings)
-    raise UserError("sources", f"{name!r} is no path here and no name in nbs/sources", nearest(name, sources(settings), "names:"))
+    found = f"{name!r} is no path here and no name in nbs/sources"
+    raise UserError("sources", found, nearest(name, sources(settings), "names:"))
 
 # %% ../../nbs/03_data/05_sources.ipynb #d06252e6
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".txt": "txt",

@@ -86,7 +86,8 @@ def field_name(raw: Any, place: Sequence[str | int]) -> str:
         words.append(named if isinstance(named, str) else str(part + 1) if isinstance(part, int) else part)
     return ".".join(words)
 
-PARTS: dict[str | int, type[BaseModel]] = {"phases": Phase, "replay": Replay, "reference": Reference} # what stands in a field of the file
+# what stands in a field of the file
+PARTS: dict[str | int, type[BaseModel]] = {"phases": Phase, "replay": Replay, "reference": Reference}
 
 def fault(
     file: str, # as shown
@@ -136,7 +137,8 @@ def read_chain(
     return chain
 
 # %% ../../nbs/09_phases/14_chain.ipynb #985b6f3c
-TAKEN = {"base": "the model the chain begins with is", "reference": "the prompts that every model answers are"} # no names of phases
+# no names of phases
+TAKEN = {"base": "the model the chain begins with is", "reference": "the prompts that every model answers are"}
 
 def check_order(chain: Chain, file: str) -> None:
     "Every phase once, and nothing from one that does not exist or comes later."

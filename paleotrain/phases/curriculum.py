@@ -106,8 +106,8 @@ def gate_rows(done: Sequence[Learned]) -> list[dict[str, Any]]:
     for gate, wanted in last.phase.gates.items():
         value = found[gate]
         held = value is not None and (value <= wanted if gate == "forgetting" else value >= wanted)
-        rows.append({"phase": last.name, "gate": gate, "wanted": wanted, "before": first.get(gate), "found": value, "held": held,
-                     "n": n.get(gate, last.own["n"])})
+        rows.append({"phase": last.name, "gate": gate, "wanted": wanted, "before": first.get(gate), "found": value,
+                     "held": held, "n": n.get(gate, last.own["n"])})
     return rows
 
 def met_before(row: Mapping[str, Any]) -> bool:
@@ -133,7 +133,8 @@ def stop_reason(last: Learned) -> str:
 # %% ../../nbs/09_phases/15_curriculum.ipynb #4ec5d478
 def matrix_rows(done: Sequence[Learned]) -> list[dict[str, Any]]:
     "Rows of tables/matrix.csv: each model on each set that it was judged on."
-    rows: list[dict[str, Any]] = [{"after": "base", "set": one.name, **dict.fromkeys(COLUMNS), "n": one.own["n"]} for one in done]
+    nothing, rows = dict.fromkeys(COLUMNS), []
+    for one in done: rows.append({"after": "base", "set": one.name, **nothing, "n": one.own["n"]})
     for after in done:
         judged = [one.name for one in done if one.name in after.scores]
         rows += [{"after": after.name, "set": name, **{c: after.scores[name][c] for c in COLUMNS}} for name in judged]
@@ -144,15 +145,19 @@ def phase_row(chain: Chain, last: Learned) -> dict[str, Any]:
     about, missed = last.manifest, missed_gates(last)
     train, replay = about["data"]["splits"]["train"], about["data"]["replay"]
     own = {c: last.own[c] for c in COLUMNS if c not in ("n", "case")}
-    return {"phase": last.name, "start": chain.start_of(last.phase), "steps": about["terminal"]["steps"], "minutes": round(minutes_of(last.folder), 2),
-            "examples": train["examples"], "supervised_tokens": train["supervised_tokens"],
-            "replay_share": replay["achieved"] if last.phase.replay else None, **own, "red_line": red_line(last.folder).split(":")[0],
-            "gates": f"failed: {missed}" if missed else "held" if last.gates else "", "reused_from": about.get("reused_from", "")}
+    gates = f"failed: {missed}" if missed else "held" if last.gates else ""
+    return {"phase": last.name, "start": chain.start_of(last.phase), "steps": about["terminal"]["steps"],
+            "minutes": round(minutes_of(last.folder), 2), "examples": train["examples"],
+            "supervised_tokens": train["supervised_tokens"],
+            "replay_share": replay["achieved"] if last.phase.replay else None, **own,
+            "red_line": red_line(last.folder).split(":")[0], "gates": gates, "reused_from": about.get("reused_from", "")}
 
 def chain_tables(run: Run, chain: Chain, done: Sequence[Learned]) -> list[dict[str, Any]]:
     "Write matrix.csv, phases.csv and gates.csv from the phases that have finished; the rows of phases.csv."
-    rows, gates = [phase_row(chain, one) for one in done], [row for one in done for row in one.gates]
-    for name, found in (("matrix", matrix_rows(done)), ("phases", rows), ("gates", gates)): write_table(run, name, found)
+    rows = [phase_row(chain, one) for one in done]
+    write_table(run, "matrix", matrix_rows(done))
+    write_table(run, "phases", rows)
+    write_table(run, "gates", [row for one in done for row in one.gates])
     return rows
 
 # %% ../../nbs/09_phases/15_curriculum.ipynb #97d99f2d
@@ -207,8 +212,9 @@ def settle_lines(claims: Sequence[Claim], done: Sequence[Learned], left: str) ->
     idle = [told for one in done if (told := unwatched(one))]
     looked_at = len(done) - len(idle)
     doubt = ", ".join(idle) if looked_at and not crossed else ""
-    settle(claims, "no_red_line", None if left and not crossed else Result(len(crossed), n=looked_at), met=not crossed, doubt=doubt,
-           note=listed(*crossed, left, "" if doubt or left else ", ".join(idle)))
+    counted = None if left and not crossed else Result(len(crossed), n=looked_at)
+    note = listed(*crossed, left, "" if doubt or left else ", ".join(idle))
+    settle(claims, "no_red_line", counted, met=not crossed, doubt=doubt, note=note)
 
 def settle_gates(claims: Sequence[Claim], done: Sequence[Learned], left: str) -> None:
     "The result of the claim on gates: where all were met before their phases began, it held before training."
@@ -223,8 +229,8 @@ def settle_time(claims: Sequence[Claim], done: Sequence[Learned], left: str, min
     "The result of the claim on time."
     taken, over = sum(minutes_of(one.folder) for one in done), sum("reused_from" in one.manifest for one in done)
     there = {0: "", 1: "1 phase taken over, with its minutes there"}.get(over, f"{over} phases taken over, with their minutes there")
-    if minutes is None: settle(claims, "training_time", None, note=listed(there, left, "no limit was given"))
-    else: settle(claims, "training_time", Result(taken), met=None if left else taken <= minutes, note=listed(there, left))
+    if minutes is None: settle(claims, "training_time", None, note=listed(there, left, "no limit was given")); return
+    settle(claims, "training_time", Result(taken), met=None if left else taken <= minutes, note=listed(there, left))
 
 # %% ../../nbs/09_phases/15_curriculum.ipynb #b04c55b6
 def judged_chain(
@@ -247,7 +253,8 @@ def judged_chain(
             settle(claims, name, None, note="the chain did not reach its end")
         return claims
     last, copies, n = done[-1], copying_phase(chain, done[-1]), len(samples)
-    first, now = (sum(sample["answers"][name] == sample["expected"] for sample in samples) for name in ("base", last.name))
+    def correct(name: str) -> int: return sum(sample["answers"][name] == sample["expected"] for sample in samples)
+    first, now = correct("base"), correct(last.name)
     settle(claims, "reference_prompts", Result(now, n=n, baseline=first), met=now == n, before=first == now == n)
     if copies: settle_copying(claims, copied, known(last, copies), seen[copies])
     else: settle(claims, "gibberish_exact_match", None, note="the last model comes from no phase that copies unseen words only")
@@ -344,7 +351,8 @@ def read_course(run: Run, config: CurriculumConfig, settings: Settings) -> Cours
 def chain_inputs(course: Course, config: CurriculumConfig, settings: Settings) -> list[dict[str, Any]]:
     "Everything that is read, for the manifest."
     def entry(role: str, shown: str, path: Path, count: int) -> dict[str, Any]:
-        return {"role": role, "path": shown, "sha256": sha256_file(path), "bytes": path.stat().st_size, "documents": count, "licence": None}
+        return {"role": role, "path": shown, "sha256": sha256_file(path), "bytes": path.stat().st_size, "documents": count,
+                "licence": None}
     entries = [entry("chain", course.file, locate(config.chain, settings), len(course.chain.phases))]
     for name, found in course.files.items():
         entries.append(entry("training", f"data/{name}/{found.examples.name}", found.examples, found.count))
@@ -365,12 +373,14 @@ def prepare_chain(run: Run, config: CurriculumConfig, settings: Settings) -> tup
     course = read_course(run, config, settings)
     chain, inputs, known = course.chain, chain_inputs(course, config, settings), seen(course.files)
     refuse_changed(run, inputs)
-    about = [{"phase": name, "examples": found.count, "evaluation": len(found.items), "evaluation_seen": known[name]} for name, found in course.files.items()]
+    about = [{"phase": name, "examples": found.count, "evaluation": len(found.items), "evaluation_seen": known[name]}
+             for name, found in course.files.items()]
+    declared = [phase.model_dump(by_alias=True) | {"start": chain.start_of(phase)} for phase in chain.phases]
     run.update(title=f"Curriculum: {chain.name}", report="curriculum", inputs=inputs, parent=parent_of(run, course.base, settings),
-               baseline="the base model before the first phase", system=chain.system,
-               chain=[phase.model_dump(by_alias=True) | {"start": chain.start_of(phase)} for phase in chain.phases], data={"phases": about})
+               baseline="the base model before the first phase", system=chain.system, chain=declared, data={"phases": about})
     for name, count in known.items():
-        if count: run.warn(f"{count} of {len(course.files[name].items)} evaluation prompts of {name} are in training data too")
+        every = len(course.files[name].items)
+        if count: run.warn(f"{count} of {every} evaluation prompts of {name} are in training data too")
     if not (run.folder / "claims.json").exists(): # else it was checked when it was begun, with the same files
         check_phases(run, config, course, settings)
         promise(run, chain_claims(chain, config.target_minutes))
@@ -386,8 +396,8 @@ def phase_config(run: Run, config: CurriculumConfig, course: Course, phase: Phas
     base = course.base if start == "base" else run.folder / "phases" / start / "model"
     replay = {"replay_share": phase.replay.share, "replay_by": phase.replay.by} if phase.replay else {}
     return train_config(phase, course.chain, course.file, seed=config.seed, name=phase.name, base_model=at(base),
-                        tag_prefix=config.tag_prefix, data=[at(files[phase.name].examples)], reference=at(run.folder / REFERENCE),
-                        replay=[at(files[name].examples) for name in phase.repeated],
+                        tag_prefix=config.tag_prefix, data=[at(files[phase.name].examples)],
+                        reference=at(run.folder / REFERENCE), replay=[at(files[name].examples) for name in phase.repeated],
                         evaluation=[at(files[name].evaluation) for name in course.chain.sets_of(phase)], **replay)
 
 # %% ../../nbs/09_phases/15_curriculum.ipynb #5c375068
@@ -413,12 +423,13 @@ def check_phases(run: Run, config: CurriculumConfig, course: Course, settings: S
 NAMED = ("data", "replay", "evaluation") # parameters that name files, which are keyed by their bytes
 
 def phase_key(own: SftConfig, settings: Settings) -> str:
-    "A phase's key: its parameters, its files, and the model that it starts from as that is now; reference prompts train nothing."
+    "A phase's key: its parameters, its files, and the model that it starts from; reference prompts train nothing."
     files = {name: [sha256_file(locate(path, settings)) for path in getattr(own, name)] for name in NAMED}
     general = [sha256_file(path) for path in expand(located(own.general, settings) or [], settings)] if own.general else []
     base = locate(own.base_model, settings)
-    start = model_hash(base) if base.is_dir() else config_and_tokenizer(own.base_model)[1]._commit_hash # what the hub has now
-    return key_of(own, "paleotrain.phases.sft", (*NAMED, "general", "base_model", "reference"), start=start, general=general, **files)
+    on_hub = "" if base.is_dir() else config_and_tokenizer(own.base_model)[1]._commit_hash # what the hub has now
+    told = (*NAMED, "general", "base_model", "reference")
+    return key_of(own, "paleotrain.phases.sft", told, start=on_hub or model_hash(base), general=general, **files)
 
 # %% ../../nbs/09_phases/15_curriculum.ipynb #a17521dc
 def train_phase(run: Run, config: SftConfig, settings: Settings) -> None:
@@ -430,9 +441,10 @@ def train_phase(run: Run, config: SftConfig, settings: Settings) -> None:
 
 def teach(run: Run, config: CurriculumConfig, course: Course, phase: Phase, settings: Settings) -> Path:
     "The phase's directory, finished: by this run before, by another run, or now."
-    own, number = phase_config(run, config, course, phase, settings), len(course.chain.before(phase.name)) + 1
-    part = InnerRun(phase.name, "phases", "sft", own, train_phase, told=f"phase {number} of {len(course.chain.phases)}: {phase.name}",
-                    begins=f", from {course.chain.start_of(phase)}", event={"status": "phase", "phase": phase.name},
+    chain, own = course.chain, phase_config(run, config, course, phase, settings)
+    number = len(chain.before(phase.name)) + 1
+    part = InnerRun(phase.name, "phases", "sft", own, train_phase, told=f"phase {number} of {len(chain.phases)}: {phase.name}",
+                    begins=f", from {chain.start_of(phase)}", event={"status": "phase", "phase": phase.name},
                     key=phase_key(own, settings))
     return finished_run(run, part, number, settings)
 
@@ -460,15 +472,19 @@ def reference_answers(run: Run, course: Course, done: Sequence[Learned], tag_pre
     "Rows of samples.jsonl: every model's greedy answers to the reference prompts; the base has its tags added for it."
     places = {"base": course.base} | {one.name: str(one.folder / "model") for one in done}
     said = {name: said_by(run, place, course.items, tag_prefix) for name, place in places.items()}
-    return [{"prompt": item.messages[-1]["content"], "expected": item.answer, "answers": {name: answers[n].text for name, answers in said.items()}}
-            for n, item in enumerate(course.items)]
+    rows = []
+    for n, item in enumerate(course.items):
+        answers = {name: found[n].text for name, found in said.items()}
+        rows.append({"prompt": item.messages[-1]["content"], "expected": item.answer, "answers": answers})
+    return rows
 
 def judge_chain(run: Run, config: CurriculumConfig, course: Course, done: Sequence[Learned]) -> list[Claim]:
     "Samples, claims, the last phase's model where the chain has reached it, and the run's end."
     samples, reason = reference_answers(run, course, done, config.tag_prefix), stop_reason(done[-1])
     write_samples(run, samples)
     copied = [] if reason else base_copies(run, course, done[-1], config.tag_prefix)
-    claims = judged_chain(course.chain, read_json(run.folder / "claims.json"), done, samples, config.target_minutes, seen(course.files), copied)
+    promised, known = read_json(run.folder / "claims.json"), seen(course.files)
+    claims = judged_chain(course.chain, promised, done, samples, config.target_minutes, known, copied)
     write_json(run.folder / "claims.json", claims)
     about = done[0].manifest["parent"] # of the base, as the first phase has found it
     run.update(parent=run.manifest["parent"] | {name: about[name] for name in ("parameters", "family", "context")})

@@ -65,7 +65,7 @@ def train_adapter(run: Run, config: QloraConfig, settings: Settings) -> None:
     judge_qlora(run, config, data, loaded, train_qlora(run, config, loaded, data, plan, mix), settings)
 
 def adapter_run(config: DomainsConfig, number: int, settings: Settings) -> InnerRun:
-    "The run of a domain's adapter, counted from 1; it is not taken over from another run, since its copy in artifacts/ may be another's by now."
+    "The run of a domain's adapter, counted from 1; never taken over: its copy in artifacts/ may be another's by now."
     name = config.domains[number - 1]
     return InnerRun(name, "adapters", "qlora", adapter_config(config, name, settings), train_adapter, told=name,
                     begins=f", adapter {number} of {len(config.domains)}", event={"status": "adapter", "domain": name})
@@ -98,15 +98,17 @@ def domain_row(name: str, folder: Path) -> dict[str, Any]:
     manifest = read_json(folder / "manifest.json")
     test = next(row for row in table_of(folder, "losses") if row["set"] == "test")
     asked: dict[str, Any] = next((row for row in table_of(folder, "accuracy") if row["set"] == "all"), {})
-    return {"domain": name, "examples": manifest["data"]["splits"]["train"]["examples"], "test_items": int(test["items"]),
-            "test_units": int(test["units"]), **{key: test[key] for key in (*CHANGE, *SAYS)},
+    return {"domain": name, "examples": manifest["data"]["splits"]["train"]["examples"],
+            "test_items": int(test["items"]), "test_units": int(test["units"]), **{key: test[key] for key in (*CHANGE, *SAYS)},
             "accuracy_before": asked.get("before"), "accuracy_after": asked.get("after"), "accuracy_n": asked.get("n"),
             "minutes": round(minutes_of(folder), 2), "adapter_mb": round(manifest["adapter"]["bytes"] / 1e6, 3)}
 
 # %% ../../nbs/09_phases/17_domains.ipynb #6c20a514
 def run_domains(run: Run, config: DomainsConfig, settings: Settings) -> list[Claim]:
     "All adapters, their tables side by side, and the claims of each; the terminal record."
-    folders = {name: finished_run(run, adapter_run(config, number, settings), number, settings) for number, name in enumerate(config.domains, 1)}
+    folders = {}
+    for number, name in enumerate(config.domains, 1):
+        folders[name] = finished_run(run, adapter_run(config, number, settings), number, settings)
     manifests = [read_json(folder / "manifest.json") for folder in folders.values()]
     parents = {manifest["parent"]["sha256"] for manifest in manifests}
     if len(parents) > 1: raise UserError("base_model", "changed between two adapters", "start a new run: what is compared has to stand on one base")
@@ -118,6 +120,7 @@ def run_domains(run: Run, config: DomainsConfig, settings: Settings) -> list[Cla
         take_result(one, id, folders[name])
     write_json(run.folder / "claims.json", claims)
     run.update(parent=manifests[0]["parent"], hardware=manifests[0]["hardware"])
+    steps = sum(manifest["terminal"]["steps"] for manifest in manifests)
     seconds = round(60 * sum(map(minutes_of, folders.values())), 1)
-    finish(run, "finished", f"{len(folders)} adapters", steps=sum(manifest["terminal"]["steps"] for manifest in manifests), seconds=seconds)
+    finish(run, "finished", f"{len(folders)} adapters", steps=steps, seconds=seconds)
     return claims

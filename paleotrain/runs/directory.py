@@ -309,7 +309,7 @@ def finish(
 def table(folder: Path, name: str) -> list[dict[str, str]]: # a table of a run, as text
     with (folder / "tables" / f"{name}.csv").open(encoding="utf-8", newline="") as file: return list(csv.DictReader(file))
 
-def read_rows(path: Path) -> list[dict[str, Any]]: # of a file that is whole, such as samples.jsonl; empty where there is none
+def read_rows(path: Path) -> list[dict[str, Any]]: # of a whole file, such as samples.jsonl; empty where there is none
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     return [json.loads(line) for line in lines if line]
 
