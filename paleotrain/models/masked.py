@@ -96,6 +96,7 @@ def load_config(name: str) -> "PreTrainedConfig": # of a folder, a .json file or
 # %% ../../nbs/05_models/02_masked.ipynb #e70517b5
 def load_mlm(
     name: str | Path, # folder, or hub name such as microsoft/deberta-v3-base
+    device: str = "cpu", # cpu or cuda: where it goes
 ) -> LoadedModel:
     "Load any AutoModelForMaskedLM in float32 with its fast tokenizer, and find out whether its prediction head came along."
     from transformers import AutoTokenizer
@@ -113,7 +114,7 @@ def load_mlm(
     if tokenizer.mask_token_id is None: raise UserError(name, "its tokenizer has no mask token", "choose a masked language model")
     _check_kind(name, config)
     model, absent = _load_weights(name, config)
-    return LoadedModel(model, tokenizer, name, "absent" if absent else "present")
+    return LoadedModel(model.to(device), tokenizer, name, "absent" if absent else "present")
 
 def _check_kind(name: str, config: Any) -> None:
     "A UserError, from shapes alone, for what is no masked language model, or whose words are not kept where more can be added."

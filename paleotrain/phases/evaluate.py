@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_ROWS', 'TWO_MODELS', 'EvaluateData', 'as_it_stands', 'Texts', 'raw_texts', 'read_texts', 'seen_in_training',
-           'prepare', 'promise_claims', 'Measured', 'read_with', 'tell_model', 'measure', 'write_all_samples',
-           'token_rows', 'character_rows', 'write_tables', 'judged_claims', 'judge']
+           'prepare', 'promise_claims', 'Measured', 'read_with', 'measure', 'write_all_samples', 'token_rows',
+           'character_rows', 'write_tables', 'judged_claims', 'judge']
 
 # %% ../../nbs/09_phases/09_evaluate.ipynb #ef8ce45a
 import heapq
@@ -15,6 +15,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from ..runs.claims import Claim, claim, promise, settle
 from ..runs.directory import Run, write_samples, write_table
 from ..runs.session import frozen
 from ..data.readers import Document, ReadReport, expand, read_documents, read_lines, suffix_of
-from ..data.words import count_words, counted_so, unspaced_words
+from ..data.words import counted_so, unspaced_words
 from ..models.causal import context_length, load_causal
 from ..models.locate import locate_model
 from ..models.masked import LoadedModel, autocast, pick_device, pick_precision
@@ -36,8 +37,8 @@ from ..evaluation.surprisal import STRETCHES, Scored, coverage, in_stretches, pe
 from ..evaluation.surprisal import score_texts
 from ..evaluation.texts import Judged, openings, sample_rows, score_rows, settle_figure
 from ..evaluation.texts import settle_unknown, unit_rows, xz_bits
-from .scaffold import conclude, entries_of, file_entry, parent_facts, promised, record_inputs
-from .scaffold import trained_on
+from .scaffold import conclude, count_units, entries_of, file_entry, parent_facts, promised
+from .scaffold import record_inputs, size_of, trained_on
 
 # %% ../../nbs/09_phases/09_evaluate.ipynb #eae2816a
 @dataclass
@@ -117,8 +118,7 @@ def prepare(run: Run, config: EvaluateConfig, settings: Settings) -> EvaluateDat
     texts, inputs, said, kind, bad = read_texts(config, settings, place)
     seen, overlap = seen_in_training(place, inputs)
     other, other_overlap = seen_in_training(against, inputs, "the other model") if against else (None, "")
-    counts = {"documents": len(texts), "words": sum(count_words(text) for _, text in texts), "characters": sum(len(text) for _, text in texts),
-              "bytes": sum(len(text.encode()) for _, text in texts)}
+    counts = size_of(texts) | {"bytes": sum(len(text.encode()) for _, text in texts)}
     name = place.parent.name if place.name == "model" else place.name
     if told := counted_so(sum(unspaced_words(text) for _, text in texts), counts["words"]): said += f";{told}"
     about = {"kind": kind, "split_by": said, "splits": {"text": counts}, "overlap": overlap, "test_units": [unit for unit, _ in texts]}
@@ -126,8 +126,7 @@ def prepare(run: Run, config: EvaluateConfig, settings: Settings) -> EvaluateDat
     if seen is not None: run.check("the model has not seen this text", not seen, overlap)
     for files, told in ((seen, overlap), (other, other_overlap)):
         if files: run.warn(f"{told}: its figures are flattered, and nothing is decided")
-    units = len({unit for unit, _ in texts})
-    if kind == STRETCHES: units = sum(max(1, round(len(text) / 2000)) for _, text in texts)
+    units = count_units(texts, kind)
     if units < FEW_RATES: run.warn(f"{units:,} {kind}: too few to decide a claim ({FEW_RATES} are needed)")
     if bad: run.warn(f"{bad:,} broken lines were left out")
     return EvaluateData(texts, place, against, xz_bits([text for _, text in texts]), kind, overlap if seen else "", other_overlap if other else "")
@@ -164,12 +163,6 @@ def read_with(place: Path, config: EvaluateConfig, data: EvaluateData, top_k: in
     return loaded, scored, Judged([part for one in scored for part in in_stretches(one)] if data.kind == STRETCHES else scored, None, f"stride {stride}")
 
 # %% ../../nbs/09_phases/09_evaluate.ipynb #ac3ae619
-def tell_model(run: Run, config: EvaluateConfig, place: Path, loaded: LoadedModel, settings: Settings) -> None:
-    "What the manifest says of the model that is judged."
-    parent = parent_facts(run, place, loaded, settings, family=loaded.model.config.model_type, context=context_length(loaded.model),
-                          vocabulary=len(loaded.tokenizer))
-    run.update(parent=parent, hardware=run.manifest["hardware"] | {"precision": config.precision, "device": config.device})
-
 def measure(run: Run, config: EvaluateConfig, data: EvaluateData, settings: Settings) -> Measured:
     "Load the earlier model and score the text; then the same with the one to judge."
     config, texts = frozen(run, EvaluateConfig), [text for _, text in data.texts]
@@ -178,7 +171,9 @@ def measure(run: Run, config: EvaluateConfig, data: EvaluateData, settings: Sett
         before, _, earlier = read_with(data.against, config, data, 0)
         lost = coverage(before.tokenizer, texts)[1].total()
     loaded, scored, found = read_with(data.place, config, data, config.top_k)
-    tell_model(run, config, data.place, loaded, settings)
+    parent = parent_facts(run, data.place, loaded, settings, family=loaded.model.config.model_type, context=context_length(loaded.model),
+                          vocabulary=len(loaded.tokenizer))
+    run.update(parent=parent, hardware=run.manifest["hardware"] | {"precision": config.precision, "device": config.device})
     if any(one.begin for one in scored): run.warn("the tokenizer has no token to begin a text with: the first token of each text is left out")
     known, unknown = coverage(loaded.tokenizer, texts)
     if unknown: run.warn(f"{unknown.total():,} characters are unknown to the tokenizer: what they cost is hidden, and the figures are too low")
@@ -202,13 +197,13 @@ def token_rows(scored: Sequence[Scored]) -> list[dict[str, Any]]:
     rows = ({"unit": one.unit, "token": one.text[a:b], "start": a, "end": b, "nats": round(nats, 4),
              "top": json.dumps(one.top[i] if one.top else [], ensure_ascii=False)}
             for one in scored for i, ((a, b), nats) in enumerate(zip(one.offsets.tolist(), one.nats.tolist(), strict=True)))
-    return [row for row, _ in zip(rows, range(MOST_ROWS), strict=False)]
+    return list(islice(rows, MOST_ROWS))
 
 def character_rows(scored: Sequence[Scored]) -> list[dict[str, Any]]:
     "Rows of tables/characters.csv: the same text by character."
     rows = ({"unit": one.unit, "start": i, "character": one.text[i], "nats": round(nats, 4)}
             for one in scored for i, nats in enumerate(per_character(one).tolist()))
-    return [row for row, _ in zip(rows, range(MOST_ROWS), strict=False)]
+    return list(islice(rows, MOST_ROWS))
 
 # %% ../../nbs/09_phases/09_evaluate.ipynb #242b12e9
 def write_tables(run: Run, config: EvaluateConfig, data: EvaluateData, found: Measured) -> None:

@@ -172,13 +172,14 @@ def sort_out(config: PrepareConfig, store: Store, ledger: Ledger) -> tuple[Sorte
     draw_splits(store, made, config.validation_fraction, config.test_fraction, config.seed)
     refuse_untrained(store, made)
     apart = leave_overlaps(made, compare_sides(store, made.fate))
+    gone: set[str] = set() # fates of the stages before
     for stage, reasons in (("deduplicate", ("copy", "near copy")), ("cap", ("cap",)), ("split", ("overlap",))):
         for source, fate in zip(store.column("source"), made.fate, strict=True):
-            if stage != "deduplicate" and fate in ("copy", "near copy") or stage == "split" and fate == "cap": continue
-            ledger.counts[stage, store.sources[source]].update(("in", fate if fate in reasons else "out"))
+            if fate not in gone: ledger.counts[stage, store.sources[source]].update(("in", fate if fate in reasons else "out"))
         for reason in reasons:
             some = sorted((i for i, fate in enumerate(made.fate) if fate == reason), key=lambda i: store.number["text_hash"][i])[:5]
             ledger.examples[stage, reason] = [beginning(store[i]) for i in some]
+        gone.update(reasons)
     return made, apart
 
 # %% ../../nbs/09_phases/02_prepare.ipynb #d9fd8eb2

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUBWORD', 'WORD', 'SIDE_BY_SIDE', 'CausalData', 'drawn_words', 'describe', 'prepare', 'make_tokenizer', 'make_model',
            'load_or_make', 'causal_claims', 'packed_example', 'plan_pretrain', 'prompts_of', 'draw_samples',
-           'beginning', 'clipped', 'thin_splits', 'train_pretrain', 'judge_text', 'read_both', 'settle_text',
+           'beginning', 'clipped', 'thin_splits', 'train_pretrain', 'judge_text', 'Reading', 'read_both', 'settle_text',
            'settle_time', 'judge_pretrain']
 
 # %% ../../nbs/09_phases/07_pretrain_causal.ipynb #337e6a76
@@ -13,17 +13,16 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core.configurations import PretrainConfig, Sampling, parse_size
-from ..core.files import set_seed, sha256, stable_fraction
+from ..core.files import set_seed, sha256
 from ..core.settings import Settings, UserError, locate, located
 from ..runs.claims import Claim, Result, claim, settle
-from ..runs.directory import Run, best_checkpoint, read_events, refuse_changed, write_samples
-from ..runs.directory import write_table
+from ..runs.directory import Run, best_checkpoint, read_events, write_samples, write_table
 from ..runs.session import frozen
 from ..data.readers import Document, expand, stem_of
 from ..data.splits import SPLITS, splits_of
@@ -37,14 +36,14 @@ from ..training.plan import Plan, batch_tokens, make_plan
 from ..training.stream import Contexts, next_token_batch, position_splits, write_stream
 from ..training.trainer import Trained, train
 from ..evaluation.generation import prompt_ids
-from ..evaluation.intervals import BITS, FEW_RATES, compare_rates, figure, unit_kind, unit_names
-from ..evaluation.intervals import units_told
+from ..evaluation.intervals import BITS, FEW_RATES, compare_rates, figure, unit_kind, units_told
 from ..evaluation.pseudo_likelihood import sample_documents
 from ..evaluation.surprisal import STRETCHES, coverage, in_stretches, score_texts, unit_scores
 from ..evaluation.texts import Judged, openings, sample_rows, score_rows, settle_figure
 from ..evaluation.texts import settle_unknown, unigram_of, unit_rows, xz_bits
-from .scaffold import announce, check_parent_text, conclude_training, file_entry
-from .scaffold import parent_facts, promised, trained_itself
+from .scaffold import announce, check_parent_text, conclude_training, count_units
+from .scaffold import drawn_order, file_entry, parent_facts, promised, record_inputs, size_of
+from .scaffold import trained_itself
 
 # %% ../../nbs/09_phases/07_pretrain_causal.ipynb #fd597b80
 @dataclass
@@ -57,6 +56,9 @@ class CausalData:
     kind: str # what an interval resamples, in the plural
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64)) # of each token in the training stream, once it is made
     doubt: str = "" # why the figures may not give a verdict
+
+    @property
+    def judged(self) -> str: return "test" if self.held["test"] else "validation" # the split that the claims are judged on
 
 SUBWORD = 8 # characters of a token, generously, for the gap between the splits
 
@@ -73,17 +75,18 @@ def _by_position(run: Run, config: PretrainConfig, settings: Settings) -> Causal
     shares += f" before {config.test_fraction:.0%} test" if config.test_fraction else ", no test split"
     names = dict(zip(files, _named([stem_of(path) for path in files]), strict=True))
     texts = {split: [(names[path], part[split]) for path, part in parts.items() if part[split]] for split in SPLITS}
-    describe(run, config, inputs, texts, f"By position in each file: {shares}, the rest training but for a gap of {gap:,} characters.",
-             "The splits are separated by at least one context.", STRETCHES)
-    return CausalData(lambda: (text for _, text in texts["train"]), {split: texts[split] for split in ("validation", "test")},
-                      sha256("\0".join(text for _, text in texts["train"])), True, STRETCHES)
+    training = [text for _, text in texts["train"]]
+    data = CausalData(lambda: training, {split: texts[split] for split in SPLITS[1:]}, sha256("\0".join(training)), True, STRETCHES)
+    describe(run, config, data, inputs, splits={split: size_of(found) for split, found in texts.items()},
+             split_by=f"By position in each file: {shares}, the rest training but for a gap of {gap:,} characters.",
+             overlap="The splits are separated by at least one context.")
+    return data
 
 # %% ../../nbs/09_phases/07_pretrain_causal.ipynb #591a62c4
 def drawn_words(documents: list[Document], words: int, seed: int) -> list[tuple[str, str]]:
     "Units and texts of documents drawn by hash, until they have so many words together: every source has its share."
     kept, count = [], 0
-    named = sorted(zip(unit_names(documents), documents, strict=True), key=lambda pair: stable_fraction(pair[1].group + pair[1].doc_id, seed))
-    for unit, document in named:
+    for unit, document in drawn_order(documents, seed):
         if count < words: kept.append((unit, document.text))
         count += count_words(document.text)
     return kept
@@ -94,30 +97,28 @@ def _by_document(run: Run, config: PretrainConfig, settings: Settings) -> Causal
         raise UserError("corpus", f"none of its {sum(c['documents'] for c in splits.counts.values())} documents fell to validation",
                         "split one long text by position (-p split position), or give more documents, a larger validation_fraction, validation_files")
     words = {"validation": max(config.eval_words, config.test_words), "test": config.test_words}
-    held = {split: drawn_words(sample_documents(splits, split, seed=config.seed), most, config.seed) for split, most in words.items()}
-    judged = "test" if held["test"] else "validation"
-    kind = unit_kind(sample_documents(splits, judged, seed=config.seed))
-    describe(run, config, splits.inputs("corpus", settings), held, splits.split_by, splits.overlap, kind, splits.counts)
-    told = units_told((unit for unit, _ in held[judged]), kind)
-    run.update(data=run.manifest["data"] | {"resampled": {judged: told}})
-    if splits.report.bad: run.warn(f"{splits.report.bad} broken lines were left out")
-    return CausalData(lambda: (d.text for d in splits.documents("train")), held, f"{splits.hash}/train", False, kind)
+    documents = {split: sample_documents(splits, split, seed=config.seed) for split in words}
+    held = {split: drawn_words(documents[split], most, config.seed) for split, most in words.items()}
+    data = CausalData(lambda: (d.text for d in splits.documents("train")), held, f"{splits.hash}/train", False, "")
+    data.kind = unit_kind(documents[data.judged])
+    counts = {split: dict(count) for split, count in splits.counts.items()}
+    for split, texts in held.items(): counts[split]["characters"] = size_of(texts)["characters"]
+    told = units_told((unit for unit, _ in held[data.judged]), data.kind)
+    describe(run, config, data, splits.inputs("corpus", settings), splits.report.bad, splits=counts, split_by=splits.split_by, overlap=splits.overlap,
+             resampled={data.judged: told})
+    return data
 
 # %% ../../nbs/09_phases/07_pretrain_causal.ipynb #1fb4b1a4
 def describe(
-    run: Run, config: PretrainConfig, inputs: list[dict[str, Any]],
-    texts: dict[str, list[tuple[str, str]]], # by split
-    split_by: str, overlap: str, kind: str, # sentences, and what an interval resamples
-    counts: dict[str, dict[str, int]] | None = None, # documents and words of each split; None: count the texts
+    run: Run, config: PretrainConfig, data: CausalData,
+    inputs: list[dict[str, Any]], broken: int = 0, # entries of the manifest, and lines that were left out
+    **facts: Any, # splits: documents, words and characters of each; split_by, overlap: a sentence each
 ) -> None:
     "The manifest learns what was read; on a resume it has to be what it was."
-    refuse_changed(run, inputs)
-    counted = counts or {split: {"documents": len(found), "words": sum(count_words(t) for _, t in found)} for split, found in texts.items()}
-    for split, found in texts.items(): counted[split] = dict(counted[split]) | {"characters": sum(len(t) for _, t in found)}
-    judged = "test" if texts["test"] else "validation"
     value, label = config.reference.split(" ", 1) if config.reference else ("", "")
-    run.update(title=f"Pretraining {config.name}", report="causal", inputs=inputs, reference={"value": float(value), "label": label} if value else None,
-               data={"kind": kind, "split_by": split_by, "splits": counted, "general": None, "overlap": overlap, "test_units": [u for u, _ in texts[judged]]})
+    reference = {"value": float(value), "label": label} if value else None
+    about = {"kind": data.kind, "general": None, "test_units": [unit for unit, _ in data.held[data.judged]]}
+    record_inputs(run, inputs, broken, title=f"Pretraining {config.name}", report="causal", reference=reference, data=about | facts)
 
 def prepare(run: Run, config: PretrainConfig, settings: Settings) -> CausalData:
     "Read and split the text, before a tokenizer or a model is made."
@@ -218,14 +219,13 @@ def plan_pretrain(
     stream = write_stream(data.training(), data.content, loaded.tokenizer, settings.data / "cache")
     data.counts = np.bincount(stream, minlength=len(loaded.tokenizer))
     mix = Contexts(stream, config.max_seq_length, config.per_device_train_batch_size, config.seed)
-    summary, judged = run.manifest["data"], "test" if data.held["test"] else "validation"
+    summary = run.manifest["data"]
     plan = make_plan(config, mix.tokens_per_epoch, mix.batches_per_epoch, parameter_count(loaded.model))
     plan.problems += thin_splits(config, data)
     if mix.batch_size < config.per_device_train_batch_size: plan.problems.append(f"a micro-batch holds {mix.batch_size} contexts, all that the text has")
     summary["splits"]["train"] |= {"tokens": len(stream), "chunks": mix.count}
     attention = "none" if loaded.model.config.model_type == "char_lstm" else loaded.model.config._attn_implementation
-    plan.rows.append(("precision", config.precision, f"on {device}, attention {attention}; {run.manifest['config']['precision']['origin']}"))
-    announce(run, plan, causal_claims(config, judged), {"precision": config.precision, "device": device, "attention": attention}, data=summary,
+    announce(run, plan, causal_claims(config, data.judged), {"precision": config.precision, "device": device, "attention": attention}, data=summary,
              example=packed_example(mix, loaded.tokenizer))
     return plan, mix, next_token_batch, config
 
@@ -258,9 +258,8 @@ def clipped(data: CausalData, split: str, words: int) -> list[tuple[str, str]]:
 def thin_splits(config: PretrainConfig, data: CausalData) -> list[str]:
     "A sentence for each split that claims are judged on and that is too small to decide one."
     found = []
-    for split in dict.fromkeys(("validation", "test" if data.held["test"] else "validation")):
-        texts = clipped(data, split, config.test_words)
-        units = sum(max(1, round(len(text) / 2000)) for _, text in texts) if data.by_position else len({unit for unit, _ in texts})
+    for split in dict.fromkeys(("validation", data.judged)):
+        units = count_units(clipped(data, split, config.test_words), data.kind)
         if units < FEW_RATES: found.append(f"the {split} text to be judged has {units} {data.kind}: too few to decide a claim ({FEW_RATES} are needed); "
                                            f"give more text, or raise {split}_fraction or test_words")
     return found
@@ -287,27 +286,34 @@ def judge_text(config: PretrainConfig, loaded: LoadedModel, data: CausalData, sp
 
 SIDE_BY_SIDE = "validation, contexts side by side"
 
-def read_both(config: PretrainConfig, data: CausalData, folder: Path, split: str) -> tuple[LoadedModel, Judged, Judged]:
-    "A checkpoint, and what it makes of the validation text side by side and of `split` in windows that overlap."
+class Reading(NamedTuple):
+    "A checkpoint, and what it makes of the held-out text."
+    loaded: LoadedModel
+    side: Judged # the validation text, contexts side by side
+    strided: Judged # the split that is judged, in windows that overlap
+
+def read_both(config: PretrainConfig, data: CausalData, folder: Path) -> Reading: # folder: of the checkpoint
+    "Load a checkpoint, and read the held-out text in both ways."
     loaded, context = load_causal(folder, pick_device(config.device)), config.max_seq_length
-    return loaded, judge_text(config, loaded, data, "validation", context), judge_text(config, loaded, data, split, max(1, context // 2))
+    side = judge_text(config, loaded, data, "validation", context)
+    return Reading(loaded, side, judge_text(config, loaded, data, data.judged, max(1, context // 2)))
 
 # %% ../../nbs/09_phases/07_pretrain_causal.ipynb #3638cd35
 def settle_text(
     claims: list[Claim], config: PretrainConfig, data: CausalData,
-    before: tuple[Judged, Judged], # side by side and overlapping, of the state before the first step
-    after: tuple[Judged, Judged],
-    split: str, xz: float, # what was read overlapping, and what the compressor needs for it
+    before: Reading, # of the state before the first step
+    after: Reading,
+    xz: float, # bits per byte that the compressor needs for what was read overlapping
 ) -> None:
     "Settle the claims on how well the text is predicted."
-    assert after[0].unigram is not None
+    assert after.side.unigram is not None
     options: dict[str, Any] = {"kind": data.kind, "doubt": data.doubt}
     chosen = "this text also chose the checkpoint"
-    unigram = figure(unit_scores(after[0].unigram), "characters").value
-    was, now = (figure(read[0].scores, "characters", seed=config.seed) for read in (before, after))
+    unigram = figure(unit_scores(after.side.unigram), "characters").value
+    was, now = (figure(read.side.scores, "characters", seed=config.seed) for read in (before, after))
     settle_figure(claims, "validation_nats_per_character", now, unigram, config.target_nats or 0.8 * unigram, was=was, note=chosen, **options)
-    better = compare_rates(before[1].scores, after[1].scores, scale=BITS, seed=config.seed)
-    alone = "" if split == "test" else f"there is no test split: {chosen}"
+    better = compare_rates(before.strided.scores, after.strided.scores, scale=BITS, seed=config.seed)
+    alone = "" if data.judged == "test" else f"there is no test split: {chosen}"
     settle_figure(claims, "bits_per_byte", better.after, xz, xz, was=better.before, note=alone, **options)
     if config.base_model: settle(claims, "improvement", better.result(data.kind), doubt=data.doubt, note=alone)
 
@@ -320,16 +326,15 @@ def settle_time(run: Run, claims: list[Claim], config: PretrainConfig, trained: 
 # %% ../../nbs/09_phases/07_pretrain_causal.ipynb #5c692e46
 def judge_pretrain(run: Run, config: PretrainConfig, data: CausalData, trained: Trained) -> list[Claim]:
     "The held-out text by the best checkpoint; where there is no test split, the validation text, which also chose the checkpoint."
-    split = "test" if data.held["test"] else "validation"
-    _, *before = read_both(config, data, run.folder / "checkpoints/step-000000", split)
-    loaded, side, strided = read_both(config, data, best_checkpoint(run.folder)["folder"], split)
-    texts = [text for _, text in clipped(data, split, config.test_words)]
+    before = read_both(config, data, run.folder / "checkpoints/step-000000")
+    after = read_both(config, data, best_checkpoint(run.folder)["folder"])
+    texts = [text for _, text in clipped(data, data.judged, config.test_words)]
     xz = xz_bits(texts, data.training())
-    write_table(run, "scores", [*score_rows(split, strided, xz, config.seed), score_rows(SIDE_BY_SIDE, side, xz, config.seed)[0]])
-    write_table(run, "units", unit_rows(split, strided))
-    write_samples(run, draw_samples(config, data, loaded))
+    write_table(run, "scores", [*score_rows(data.judged, after.strided, xz, config.seed), score_rows(SIDE_BY_SIDE, after.side, xz, config.seed)[0]])
+    write_table(run, "units", unit_rows(data.judged, after.strided))
+    write_samples(run, draw_samples(config, data, after.loaded))
     claims = promised(run)
-    settle_text(claims, config, data, (before[0], before[1]), (side, strided), split, xz)
-    settle_unknown(claims, *coverage(loaded.tokenizer, texts), below=0.001)
+    settle_text(claims, config, data, before, after, xz)
+    settle_unknown(claims, *coverage(after.loaded.tokenizer, texts), below=0.001)
     settle_time(run, claims, config, trained)
-    return conclude_training(run, claims, trained, usage_of(loaded.model.config.model_type))
+    return conclude_training(run, claims, trained, usage_of(after.loaded.model.config.model_type))

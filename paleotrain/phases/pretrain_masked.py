@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from ..core.configurations import PretrainConfig
@@ -120,13 +119,9 @@ def settle_masked(
 # %% ../../nbs/09_phases/05_pretrain_masked.ipynb #b61ecba9
 def judge_pretrain(run: Run, config: PretrainConfig, data: PretrainData, trained: Trained) -> list[Claim]:
     "Tables, samples and claims of the test split; the model; the run's end."
-    windows = data.windows["domain/test"]
-    def read(folder: Path) -> tuple[LoadedModel, Scores]:
-        loaded = load_mlm(folder)
-        loaded.model.to(pick_device(config.device))
-        return loaded, score(loaded.model, loaded.tokenizer, windows, None, batch_tokens(config))
-    _, before = read(run.folder / "checkpoints/step-000000")
-    tuned, after = read(best_checkpoint(run.folder)["folder"])
+    windows, places = data.windows["domain/test"], (run.folder / "checkpoints/step-000000", best_checkpoint(run.folder)["folder"])
+    first, tuned = (load_mlm(place, pick_device(config.device)) for place in places)
+    before, after = (score(one.model, one.tokenizer, windows, None, batch_tokens(config)) for one in (first, tuned))
     unigram = unigram_scores(tuned.tokenizer, (d.text for d in data.splits.documents("train")), windows)
     claims = promised(run)
     settle_masked(claims, data, config, unigram, before, after)

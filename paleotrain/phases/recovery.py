@@ -9,7 +9,6 @@ __all__ = ['HELD_OUT', 'EVALUATIONS', 'PATIENCE', 'FLAT', 'SAME', 'UNKEYED', 'GI
 
 # %% ../../nbs/09_phases/06_recovery.ipynb #cb3bca2c
 import json
-import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -106,11 +105,9 @@ def is_flat(
     losses: Sequence[float], # of the evaluations in order, nats per word
 ) -> bool:
     "Whether the last evaluations brought less than FLAT, as early stopping counts them."
-    best, stale = math.inf, 0
-    for loss in losses:
-        stale = 0 if loss < best - (FLAT if math.isfinite(best) else 0) else stale + 1
-        best = min(best, loss)
-    return stale >= PATIENCE
+    rule, tally = loop.Rule("nats", PATIENCE, loop.no_better(FLAT), "flat"), loop.Tally()
+    for loss in losses: loop.watch([rule], tally, {"nats": loss}, counting=True)
+    return bool(loop.overdue([rule], tally))
 
 # %% ../../nbs/09_phases/06_recovery.ipynb #cb56e15b
 def curve(folder: Path) -> list[dict[str, Any]]:
@@ -182,8 +179,7 @@ def start_from(
     folder: Path, # of the recovered model
 ) -> Base:
     "The recovered model with the domain's words, its head judged like any other."
-    loaded = load_mlm(folder)
-    loaded.model.to(pick_device(config.device))
+    loaded = load_mlm(folder, pick_device(config.device))
     head, why = check_head(run, loaded, data)
     name = f"{Path(config.base_model).name}, {said(record)}"
     tokens, doubt = f"{record['tokens']:,} tokens", ""
@@ -193,16 +189,16 @@ def start_from(
                        "verdict; raise recover_tokens, or give more general text")
     run.update(recovery={**record, "head": head}, baseline=f"B: {name}; head {head}")
     extend_model(loaded.model, base.old_tokenizer, base.tokenizer, base.added)
-    return replace(base, loaded=loaded, baseline=str(folder), name=name, doubt=doubt)
+    return replace(base, loaded=loaded, baseline=str(folder), doubt=doubt)
 
 def recovered(run: Run, config: DaptConfig, data: DaptData, base: Base, settings: Settings) -> Base:
     "The base to start from: itself, or with its head recovered where it does not work and there is general text."
     if not base.doubt: return base
-    replay, half = halved(data.general, config.seed) if data.general else (None, None)
-    text = recovery_text(half, config.seed, settings) if half else None
-    if replay is None or half is None or text is None:
-        count = half.counts["train"]["documents"] if half else 0
-        few = f"; {count} documents of general text are too few to recover it" if half else ""
+    text, few = None, ""
+    if data.general:
+        replay, half = halved(data.general, config.seed)
+        text, few = recovery_text(half, config.seed, settings), f"; {half.counts['train']['documents']} documents of general text are too few to recover it"
+    if text is None:
         run.warn(f"{base.doubt} ({run.manifest['parent']['head']}){few}: {GIVE}")
         return base
     data.general, own = replay, recovery_config(config, text)

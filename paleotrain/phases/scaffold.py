@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['TrainT', 'NOT_TRAINED_ON', 'FEW_TEXTS', 'compared', 'file_entry', 'entries_of', 'record_inputs', 'trained_on',
            'trained_itself', 'check_parent_text', 'parent_facts', 'announce', 'export_model', 'promised', 'conclude',
-           'conclude_training', 'facts_of', 'drawn', 'even_share', 'read_general', 'general_units', 'by_unit', 'Base',
-           'require', 'read_base', 'on_device', 'write_lengths', 'answers_of', 'item_scores']
+           'conclude_training', 'facts_of', 'drawn', 'even_share', 'drawn_order', 'read_general', 'size_of',
+           'count_units', 'general_units', 'by_unit', 'Base', 'require', 'read_base', 'on_device', 'write_lengths',
+           'answers_of', 'item_scores']
 
 # %% ../../nbs/09_phases/01_scaffold.ipynb #ff2d88ae
 import json
@@ -26,7 +27,7 @@ from ..core.settings import Settings, UserError, load_settings, locate, located,
 from ..runs.claims import FEW_UNITS, Claim, claim, promise
 from ..runs.directory import Run, best_checkpoint, finish, refuse_changed, write_table
 from ..runs.session import frozen
-from ..data.readers import ReadReport, expand, read_documents
+from ..data.readers import Document, ReadReport, expand, read_documents
 from ..data.words import count_words
 from ..tokenizers.encode import tokenizer_hash
 from ..models.causal import config_and_tokenizer
@@ -39,7 +40,7 @@ from ..training.plan import Plan, batch_tokens
 from ..training.trainer import Trained
 from ..evaluation.answers import Answer, answer
 from ..evaluation.intervals import Scores, unit_names
-from ..evaluation.surprisal import Scored, in_stretches, unit_scores
+from ..evaluation.surprisal import STRETCHES, Scored, in_stretches, unit_scores
 
 TrainT = TypeVar("TrainT", bound=TrainConfig)
 
@@ -118,10 +119,13 @@ def announce(
     run: Run,
     plan: Plan,
     claims: Sequence[Claim],
-    hardware: Mapping[str, Any], # precision and what else was resolved
+    hardware: Mapping[str, Any], # precision and what else was resolved: with attention and device it is a row of the plan
     **facts: Any, # further entries of the manifest
 ) -> None:
     "The manifest learns the plan and on what it is carried out; its problems become warnings, and the claims are promised."
+    if "attention" in hardware:
+        place = f"on {hardware['device']}, attention {hardware['attention']}; {run.manifest['config']['precision']['origin']}"
+        plan.rows.append(("precision", hardware["precision"], place))
     run.update(plan={"rows": plan.rows, "problems": plan.problems}, hardware=run.manifest["hardware"] | hardware, **facts)
     for problem in plan.problems: run.log("warning", message=problem)
     promise(run, claims)
@@ -188,6 +192,11 @@ def even_share(sizes: Sequence[int], wanted: int) -> int:
     shares = range(math.ceil(wanted / FEW_UNITS), wanted)
     return next((share for share in shares if sum(min(size, share) for size in sizes) >= wanted), wanted)
 
+def drawn_order(documents: Sequence[Document], seed: int) -> list[tuple[str, Document]]:
+    "Documents in an order decided by their hashes, each with the unit it is resampled in."
+    named = zip(unit_names(documents), documents, strict=True)
+    return sorted(named, key=lambda pair: stable_fraction(pair[1].group + pair[1].doc_id, seed))
+
 def read_general(
     config: Any, # with general, general_words and seed
     settings: Settings,
@@ -199,8 +208,7 @@ def read_general(
     files = expand(located(config.general, settings) or [], settings)
     documents = [one for one in read_documents(files, report) if one.text.strip()]
     most = even_share([len(one.text.split(" ")) for one in documents], config.general_words)
-    named = zip(unit_names(documents), documents, strict=True)
-    for unit, one in sorted(named, key=lambda pair: stable_fraction(pair[1].group + pair[1].doc_id, config.seed)):
+    for unit, one in drawn_order(documents, config.seed):
         split = one.text.split(" ")
         taken = max(0, min(most, config.general_words - words))
         part, left = " ".join(split[:taken]), " ".join(split[taken:])
@@ -209,6 +217,20 @@ def read_general(
     if not scored: raise UserError("general", "no text in it", "name files with text")
     inputs += entries_of(report, "measured", settings)
     return scored, rest or [text for _, text in scored]
+
+def size_of(
+    texts: Sequence[tuple[str, str]], # (unit, text)
+) -> dict[str, int]:
+    "Documents, words and characters, as a manifest counts them."
+    return {"documents": len(texts), "words": sum(count_words(text) for _, text in texts), "characters": sum(len(text) for _, text in texts)}
+
+def count_units(
+    texts: Sequence[tuple[str, str]], # (unit, text)
+    kind: str, # of the units: STRETCHES, or what the texts are of
+) -> int:
+    "How many units will be resampled; stretches are not cut yet."
+    if kind == STRETCHES: return sum(max(1, round(len(text) / 2000)) for _, text in texts)
+    return len({unit for unit, _ in texts})
 
 FEW_TEXTS = 5 # documents; below this, stretches of general text are resampled instead
 
