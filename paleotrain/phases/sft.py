@@ -261,7 +261,6 @@ def plan_sft(
         coming = len({id(example) for alike, _, _ in mix.turns.values() for example in alike})
         plan.rows.append(("replay", f"{replay['achieved']:.1%}", f"{len(mix.turns):,} examples an epoch; {coming:,} of {replayed:,} take turns"))
     attention = getattr(loaded.model.config, "_attn_implementation", "none")
-    plan.rows.append(("precision", config.precision, f"on {config.device}, attention {attention}; {run.manifest['config']['precision']['origin']}"))
     write_lengths(run, data.prepared.train)
     hardware = {"precision": config.precision, "device": config.device, "attention": attention}
     announce(run, plan, sft_claims(config), hardware, data=run.manifest["data"] | facts)
