@@ -95,7 +95,7 @@ def test_a_running_one_shows_what_it_has(tmp_path: Path) -> None:
         assert read_run(folder).status == "running"
         page = render_report(folder).read_text(encoding="utf-8")
     assert "is being trained from random weights" in lead(page) and "still running, at step 800 of 2,000" in lead(page)
-    assert "No result has been judged yet. At step 750 the validation loss was 1.90 nats, lower than at step 0" in lead(page)
+    assert "No result has been judged yet. At step 750 the validation loss was 1.90 nats per character, lower than at step 0" in lead(page)
     assert page.count("<svg") == 4 and page.count("The sea floor </b>") == 4 # four evaluations so far: 0, 250, 500, 750
     assert "best so far" in page and "checkpoint kept" not in page
     for sentence in ("No text scored yet", "No unit scored yet", "No samples of the chosen checkpoint"): assert sentence in page

@@ -103,7 +103,7 @@ def ladder_table(run: RunRecord) -> str:
     head = ("rung", "parameters", "not embeddings", "tokens", "text read, MB", "compute, FLOP", f"bits per byte (95{NARROW}% interval)",
             f"nats per character (95{NARROW}% interval)", "distinct word pairs", "tokens per second", "time", "memory, GB")
     said = ("Compute: 6 N D with N the parameters that are no embeddings (Kaplan et al. 2020). Memory: the peak of the process up to then, rungs before it "
-            "included. At equal tokens per character model has read less text.")
+            "included. With as many tokens, a model of characters has read less text.")
     return table("lrrrrrrrrrrr", head, rows) + note(said) if rows else absent(run.lacking("tables/ladder.csv", "No rung has finished yet."))
 
 # %% ../../nbs/10_report/08_scaling.ipynb #ed9ddbca
