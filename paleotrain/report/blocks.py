@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Block', 'Words', 'BADGES', 'ABOUT', 'STATES', 'SIZES', 'in_words', 'figure', 'told', 'beside', 'each', 'heat_table',
-           'header', 'badge', 'claim_said', 'relative', 'sizes', 'verdicts', 'inputs_table', 'data', 'parameters',
-           'warned', 'limits', 'limits_html', 'environment_table', 'repeat', 'glossary']
+           'header', 'badge', 'claim_said', 'relative', 'asked', 'outcomes', 'verdicts', 'inputs_table', 'splits_table',
+           'listed', 'data', 'parameters', 'warned', 'limits', 'limits_html', 'facts_table', 'environment_table',
+           'repeat', 'glossary']
 
 # %% ../../nbs/10_report/05_blocks.ipynb #3ada15b7
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -105,27 +106,35 @@ def claim_said(claim: dict[str, Any]) -> str: # what is claimed; in small print 
 def relative(run: RunRecord) -> bool: # some claim is a change against a baseline
     return any(c.get(name) is not None for c in run.claims for name in ("baseline", "threshold"))
 
-def sizes(claim: dict[str, Any]) -> str: # what was measured, and the independent units behind it
-    units = claim.get("units")
-    return count(claim.get("n")) + (f"<br>{small(typeset(f'{units:,} units'))}" if units is not None else "")
+def asked(run: RunRecord) -> list[dict[str, Any]]: # the claims that something was asked of
+    return [claim for claim in run.claims if not unasked(claim)]
+
+def outcomes(run: RunRecord) -> dict[str, list[str]]:
+    "Columns: of each claim what was asked and what came out, against a baseline where any claim has one."
+    claims = asked(run)
+    columns = {"criterion": [typeset(c["criterion"]) for c in claims],
+               "baseline": [quantity(c.get("baseline"), c.get("unit")) for c in claims],
+               "result": [measured(c) for c in claims],
+               "change": [changed(c) for c in claims],
+               "n": [count(c.get("n")) for c in claims]}
+    return columns if relative(run) else {name: columns[name] for name in ("criterion", "result", "n")}
 
 def verdicts(run: RunRecord) -> str:
     "The claims with what was asked, what came out, and how sure that is."
     if not run.claims: return absent(run.lacking("claims.json", "No claims yet: they are written before the first step."))
-    shape = "llrrrrr" if relative(run) else "llrrr"
-    def line(c: dict[str, Any]) -> tuple[str, ...]:
-        spans = [esc(span).replace(" (", " <br>(") for span in (measured(c), changed(c))] # an interval below its figure leaves room for the claim
-        numbers = [esc(typeset(c["criterion"])), esc(quantity(c.get("baseline"), c.get("unit"))), *spans, sizes(c)]
-        return badge(c), claim_said(c), *(numbers if relative(run) else (numbers[0], numbers[2], numbers[4]))
+    columns = outcomes(run)
+    def line(c: dict[str, Any], *figures: str) -> tuple[str, ...]:
+        cells = [esc(text).replace(" (", " <br>(") for text in figures] # an interval below its figure leaves room for the claim
+        units = small(typeset(f"{c.get('units'):,} units")) if c.get("units") is not None else ""
+        return badge(c), claim_said(c), *cells[:-1], "<br>".join(filter(None, (cells[-1], units)))
     found, rest = [c["verdict"] for c in run.claims], not_run(run.claims)
     said = ", ".join(f"{found.count(v)} {v}" for v in BADGES if v in found) + ". "
     if any(e.get("status") == "claims" for e in run.of_kind("status")): said += "Criteria were written to the run before its first step. "
-    head: tuple[str, ...] = ("verdict", "claim", "criterion", "baseline", f"result (95{NARROW}% interval)", f"change (95{NARROW}% interval)", "n")
-    if not relative(run): head = (*head[:3], head[4], head[6])
     named = per(run.manifest.get("baseline") or "") or ("not named" if relative(run) else "")
     against = re.sub("^(?:Baseline )?(?:([ABC]): )?", lambda m: f"Baseline {m[1]}: " if m[1] else "Baseline: ", named) if named else ""
-    last = f'<tr><td colspan="{len(shape)}">{small(rest)}</td></tr>' if rest else ""
-    shown = table(shape, head, [line(c) for c in run.claims if not unasked(c)], "verdicts")
+    heads = [re.sub("result|change", rf"\g<0> (95{NARROW}% interval)", name) for name in columns]
+    last = f'<tr><td colspan="{len(heads) + 2}">{small(rest)}</td></tr>' if rest else ""
+    shown = table("ll" + "r" * len(heads), ("verdict", "claim", *heads), map(line, asked(run), *columns.values()), "verdicts")
     return note(said + esc(sentence(against))) + shown.replace("</tbody>", last + "</tbody>")
 
 # %% ../../nbs/10_report/05_blocks.ipynb #b06ee8b1
@@ -141,22 +150,31 @@ def inputs_table(run: RunRecord) -> str:
     none = "No file was read." if run.status == "finished" else "Nothing read yet."
     return table("lrrll", ("input", "documents", "size", "licence", "sha256"), rows) if rows else absent(none)
 
-SIZES = ("documents", "words", "characters", "tokens", "chunks") # of a split, where they are counted
+SIZES = ("examples", "documents", "words", "characters", "tokens", "chunks", "supervised_tokens") # where they are counted
+
+def splits_table(splits: Mapping[str, Mapping[str, Any]]) -> str:
+    "How much each split has of what was counted."
+    sizes = [size for size in SIZES if any(size in part for part in splits.values())]
+    head = ("split", *(size.replace("supervised_", "learnt ") for size in sizes))
+    rows = [(esc(name), *(count(part.get(size)) for size in sizes)) for name, part in splits.items()]
+    return table("l" + "r" * len(sizes), head, rows)
+
+def listed(facts: Iterable[str]) -> str: # a line each, as one may begin with a figure
+    return f"<ul>{''.join(f'<li>{esc(typeset(sentence(fact)))}</li>' for fact in facts if fact)}</ul>"
 
 def data(run: RunRecord) -> str:
     "Splits, overlap, replay, inputs, and the test units by name."
     about, mix = run.get("data"), run.get("data", "replay")
     if not about: return absent("No data prepared yet.")
-    parts = about["splits"] | {f"general, {name}": part for name, part in run.get("data", "general").items()}
-    sizes = [size for size in SIZES if any(size in part for part in parts.values())]
-    splits = table("l" + "r" * len(sizes), ("split", *sizes), [(esc(name), *(count(part.get(k)) for k in sizes)) for name, part in parts.items()])
+    general = {f"general, {name}": part for name, part in run.get("data", "general").items()}
     facts = [about["split_by"], about["overlap"]]
     facts += [f"intervals of {name} resample {units}" for name, units in about.get("resampled", {}).items()]
-    if mix: facts.append(f"general text mixed in: {percent(mix['asked'], False)} asked, {percent(mix['realised'], False)} realised")
+    asked, realised = percent(mix.get("asked"), False), percent(mix.get("realised"), False)
+    if mix: facts.append(f"general text mixed in: {asked} asked, {realised} realised")
     units = "".join(f"<li>{esc(unit)}</li>" for unit in about["test_units"])
-    named = f'<details><summary>The {len(about["test_units"]):,} test units by name</summary><ul class="units">{units}</ul></details>'
-    told = "".join(f"<li>{esc(sentence(fact))}</li>" for fact in facts) # a line each: one may begin with a figure
-    return f'{splits}<ul>{told}</ul>{inputs_table(run)}{named}'
+    title = f"<summary>The {len(about['test_units']):,} test units by name</summary>"
+    named = f'<details>{title}<ul class="units">{units}</ul></details>'
+    return f"{splits_table(about['splits'] | general)}{listed(facts)}{inputs_table(run)}{named}"
 
 # %% ../../nbs/10_report/05_blocks.ipynb #02ee1e0f
 def parameters(run: RunRecord) -> str:
@@ -191,9 +209,12 @@ def limits(run: RunRecord) -> list[str]:
     found += [f"{name}: {problem}" for name, inner in run.inner.items() for problem in warned(inner)]
     return list(dict.fromkeys(map(sentence, filter(None, found))))
 
-def limits_html(run: RunRecord) -> str: return f"<ul>{''.join(f'<li>{esc(typeset(text))}</li>' for text in limits(run))}</ul>"
+def limits_html(run: RunRecord) -> str: return listed(limits(run))
 
 # %% ../../nbs/10_report/05_blocks.ipynb #47728a53
+def facts_table(facts: Mapping[str, object]) -> str: # those that are known
+    return table("ll", ("", ""), [(esc(name), esc(fact)) for name, fact in facts.items() if fact], "facts")
+
 def environment_table(run: RunRecord) -> str:
     "Machine, speed and library versions."
     h, parent = run.get("hardware"), run.get("parent")
@@ -205,7 +226,7 @@ def environment_table(run: RunRecord) -> str:
              "steps left out": f"{len(skipped):,}, in which fp16 overflowed; the last in {skipped[-1].get('layer')}" if skipped else "",
              "parent model": parent.get("model"), "its head": per(parent.get("head") or ""),
              "versions": " · ".join(f"{name} {version}" for name, version in run.get("versions").items())}
-    return table("ll", ("", ""), [(esc(name), esc(fact)) for name, fact in facts.items() if fact], "facts")
+    return facts_table(facts)
 
 def repeat(run: RunRecord) -> str:
     "The command, and what it needs to come out the same."

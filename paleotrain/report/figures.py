@@ -110,7 +110,9 @@ def draw_panel(axes: Any, run: RunRecord, panel: Panel) -> None:
     for (name, value), dashes in zip(limits.items(), DASHES * len(limits), strict=False):
         axes.axhline(value, color=INK, lw=1, ls=dashes, label=name if len(limits) > 1 else None)
         if len(limits) == 1: axes.annotate(name, (1.02, value), xycoords=("axes fraction", "data"), va="center", size=8.8, color=INK)
-    if len(axes.get_legend_handles_labels()[0]) > 1: axes.legend()
+    labels = len(axes.get_legend_handles_labels()[1])
+    if labels > 4: axes.figure.legend(loc="outside lower center", ncols=2, columnspacing=1) # inside it would hide the lines
+    elif labels > 1: axes.legend()
     axes.set_ylabel(panel.unit)
     axes.set_title(panel.title, loc="left", size=10)
     axes.set_title(panel.aside, loc="right", size=10, color=SOFT)
@@ -173,7 +175,7 @@ def mark(row: Mapping[str, Any], name: str, label: str = "", style: Mapping[str,
 
 def draw_row(axes: Any, y: float, row: Row) -> None:
     "Dots, a little below each other, with their intervals."
-    for shift, one in zip(np.linspace(.14, -.14, len(row.marks)) if len(row.marks) > 1 else [0], row.marks, strict=True):
+    for shift, one in zip(np.linspace(-.14, .14, len(row.marks)) if len(row.marks) > 1 else [0], row.marks, strict=True):
         ends = [one.value if end is None else end for end in (one.low, one.value, one.high)]
         style = {"ms": 6.5, "mew": 1.3, **one.style}
         axes.plot(ends, [y + shift] * 3, lw=1.6, markevery=[1], solid_capstyle="butt", label=one.label or None, **style)

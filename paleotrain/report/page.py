@@ -6,10 +6,11 @@
 __all__ = ['CHANGE', 'FREQUENCY', 'PARTS', 'RECOVERED', 'MASKED', 'EACH_UNIT', 'MINUTES', 'NO_SAMPLES', 'SCORES', 'CAUSAL',
            'SIZE', 'COMPUTE', 'MATCHED', 'CURVES', 'NO_RUNG', 'SCALING', 'WORDS_CUT', 'COST', 'TERMS', 'NO_TOKENIZER',
            'TOKENIZER', 'FATES', 'PREPARE', 'NO_BEGINNING', 'EVALUATE', 'GENERATE', 'KINDS', 'ANSWERS', 'NO_KIND',
-           'CHATDATA', 'EARLIER', 'LENGTHS', 'RED_LINES', 'SFT', 'CURRICULUM', 'BOTH', 'PAIRED', 'LOST', 'BETWEEN',
-           'KEYED', 'NO_LOSS', 'NO_OTHER', 'TOKENS', 'OTHER', 'QLORA', 'DOMAINS', 'PAGES', 'ABSENT', 'LOOK', 'Section',
-           'Page', 'section', 'page', 'dotted', 'lines', 'over', 'mixed', 'pairs', 'changes', 'page_of', 'Shown',
-           'shown', 'style_sheet', 'in_notebook', 'part', 'report_notebook', 'trust', 'render_report', 'main']
+           'CHATDATA', 'EARLIER', 'LENGTHS', 'RED_LINES', 'SFT', 'CURRICULUM', 'BOTH', 'CHANGED', 'NOT_READ', 'KEYED',
+           'NO_KEY', 'TOKENS', 'RATES', 'NO_DOMAIN', 'LEARNING', 'CURVES_OF', 'QLORA', 'DOMAINS', 'PAGES', 'ABSENT',
+           'LOOK', 'Section', 'Page', 'section', 'page', 'dotted', 'lines', 'over', 'mixed', 'judged', 'answered',
+           'page_of', 'Shown', 'shown', 'style_sheet', 'in_notebook', 'part', 'report_notebook', 'trust',
+           'render_report', 'main']
 
 # %% ../../nbs/10_report/22_page.ipynb #0b02536b
 import re
@@ -22,7 +23,7 @@ from matplotlib.figure import Figure
 
 from ..core.files import atomic_write, write_json
 from ..core.settings import UserError, load_settings
-from . import causal, chat, chat_data, chat_lines, compare, compare_oddities, curriculum, domains
+from . import causal, chat, chat_data, chat_lines, compare, curriculum, domains
 from . import evaluate, figures, masked, oddities, prepare, qlora, scaling, sft, tokenizer
 from .blocks import Block, beside, data, each, environment_table, figure, glossary, header
 from .blocks import inputs_table, limits_html, parameters, repeat, told, verdicts
@@ -208,52 +209,49 @@ CURRICULUM = page(curriculum.lead, "chat",
     section("Data", over(chat.amounts), mixed(LENGTHS), each(sft.data_notes)), top=chat_lines.chat_header)
 
 # %% ../../nbs/10_report/22_page.ipynb #10f0a08d
-BOTH = "Perplexity of a learnt token with 95 % intervals over n documents, of the text trained on and of text kept out."
-PAIRED = "The change is surer than the two perplexities, since both models read the same answers."
-LOST = "Change of perplexity with its 95 % interval over n documents; right of 0 something was forgotten."
-BETWEEN = "The perplexities themselves, with their 95 % intervals."
+BOTH = "Perplexity of a learnt token with 95 % intervals over n documents."
+CHANGED = ("Change of perplexity with its 95 % interval over n documents; right of 0 something was forgotten. "
+           "It is surer than the two perplexities, since both models read the same answers.")
+NOT_READ = "No such text has been read: base and adapter are judged on it after training.", "tables/losses.csv"
 KEYED = "Questions answered right, with 95 % intervals; dotted: chance, dashed: always the most frequent key."
-NO_LOSS = "No perplexity yet: base and adapter are judged after training.", "tables/losses.csv"
-NO_OTHER = "No other text judged: other domains and general text are read after training.", "tables/losses.csv"
+NO_KEY = "No questions judged: the domain has none with a key, or the run has not come that far.", "tables/accuracy.csv"
 TOKENS = "How many tokens an example has; dashed: what fits into the model's context."
 
-OTHER = "other", "general" # roles of text that is not the adapter's own
+RATES = "What the training was like, by optimizer step."
+NO_DOMAIN = "No domain has begun yet."
 
-def pairs(*roles: str) -> Callable[[RunRecord], Figure | None]: # base and adapter on text of these roles
-    return lambda run: compare.plot_pairs(compare.loss_rows(run, *roles))
+LEARNING = figure(compare.plot_curves, compare.CURVES, "No training step yet.")
+CURVES_OF = beside(figure(lambda run: compare.plot_pairs(compare.rows_of(run, "losses", "own")), BOTH, *NOT_READ), LEARNING)
 
-def changes(claim: str, *roles: str) -> Callable[[RunRecord], Figure | None]: # and the limit of the claim on them
-    def plot(run: RunRecord) -> Figure | None:
-        asked = next((c.get("threshold") for c in run.claims if c["id"] == claim), None)
-        return compare.plot_changes(compare.loss_rows(run, *roles), asked)
-    return plot
+def judged(claim: str, *roles: str) -> Block: # on text of these roles: the change with the limit of this claim, both perplexities
+    def rows(run: RunRecord) -> list[dict[str, Any]]: return compare.rows_of(run, "losses", *roles)
+    def changes(run: RunRecord) -> Figure | None:
+        return compare.plot_changes(rows(run), next((c.get("threshold") for c in run.claims if c["id"] == claim), None))
+    def pairs(run: RunRecord) -> Figure | None: return compare.plot_pairs(rows(run))
+    drawn = beside(figure(changes, CHANGED, *NOT_READ), figure(pairs, BOTH, *NOT_READ))
+    return lambda run: drawn(run) + compare.pairs_table(rows(run))
+
+def answered(rows: Callable[[RunRecord], list[dict[str, Any]]], turned: Block) -> Block: # questions with a key
+    drawn = beside(figure(lambda run: compare.plot_accuracy(rows(run)), KEYED, *NO_KEY), turned)
+    return lambda run: drawn(run) + compare.accuracy_table(rows(run))
 
 QLORA = page(compare.lead, "adapters",
-    section("Before and after", beside(figure(pairs("own"), BOTH, *NO_LOSS), figure(changes("adapter_beats_base", "own"), PAIRED, *NO_LOSS)),
-            lambda run: compare.pairs_table(run, "own"), told(qlora.quantisation_said)),
-    section("Elsewhere", beside(figure(changes("cross_domain_forgetting", *OTHER), LOST, *NO_OTHER), figure(pairs(*OTHER), BETWEEN, *NO_OTHER)),
-            lambda run: compare.pairs_table(run, *OTHER), told(qlora.elsewhere_counts)),
-    section("Questions with a key", beside(
-        figure(lambda run: compare.plot_accuracy(compare.accuracy_rows(run)), KEYED,
-               "No questions judged: the domain has none with a key, or the run has not come that far.", "tables/accuracy.csv"),
-        lambda run: f"<div>{compare.turned_table(run)}{note(esc(compare.turned(run)))}</div>"),
-        lambda run: compare.accuracy_table(compare.accuracy_rows(run))),
+    section("Before and after", judged("adapter_beats_base", "own"), told(qlora.quantisation_said)),
+    section("Elsewhere", judged("cross_domain_forgetting", *compare.OTHER)),
+    section("Questions with a key", answered(lambda run: compare.rows_of(run, "accuracy"), told(compare.turned))),
     section("Samples", compare.samples),
-    section("Curves", beside(figure(compare.plot_curves, compare.CURVES, "No training step yet."),
-                             figure(qlora.plot_rates, "What the training was like, by optimizer step.", "No training step yet."))),
-    section("Oddities", compare_oddities.oddities_html),
-    section("Adapter", beside(qlora.adapter_table, qlora.sizes_table), qlora.memory_table),
-    section("Data", qlora.splits_table, chat.example, mixed(TOKENS), qlora.data_notes))
+    section("Curves", beside(LEARNING, figure(compare.plot_rates, RATES, "No training step yet."))),
+    section("Oddities", qlora.oddities_html),
+    section("Adapter", qlora.adapter_table, qlora.memory_table),
+    section("Data", qlora.splits, chat.example, mixed(TOKENS), qlora.data_notes))
 
 DOMAINS = page(domains.lead, "adapters",
     section("Cross-domain", domains.heat),
-    section("Domains side by side", domains.multiples, domains.domains_table),
-    section("Accuracy", beside(figure(lambda run: compare.plot_accuracy(domains.all_accuracies(run)), KEYED,
-                                      "No questions judged: the domains have none with a key, or the run has not come that far."), domains.all_turned),
-            lambda run: compare.accuracy_table(domains.all_accuracies(run))),
-    section("Each domain", domains.each_domain),
-    section("Oddities", domains.all_oddities),
-    section("Data", each(qlora.splits), over(chat.sources)))
+    section("Domains side by side", domains.domains_table),
+    section("Accuracy", answered(domains.accuracies, each(told(compare.turned)))),
+    section("Each domain", each(lambda run: domains.adapter_lead(run) + CURVES_OF(run) + compare.samples(run, 3), NO_DOMAIN)),
+    section("Oddities", domains.crossed_html, each(lambda run: oddities.without_links(qlora.oddities_html(run)), NO_DOMAIN)),
+    section("Data", each(lambda run: qlora.splits(run) + qlora.data_notes(run)), over(chat.sources)))
 
 # %% ../../nbs/10_report/22_page.ipynb #210677fc
 PAGES = {"dapt": MASKED, "pretrain": MASKED, "causal": CAUSAL, "scaling": SCALING,
