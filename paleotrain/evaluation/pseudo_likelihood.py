@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPACED', 'EVALUATED', 'Ways', 'MOST_DOCUMENTS', 'UNITS', 'METRICS', 'Target', 'Window', 'cut_window', 'width_of',
            'word_windows', 'term_windows', 'span_tokens', 'whole_tokens', 'target_words', 'score', 'fitting', 'Guesses',
-           'top_words', 'Ranks', 'in_place', 'spelled', 'masked_rows', 'term_ranks', 'unigram_scores',
+           'top_words', 'Ranks', 'in_place', 'spelled', 'masked_rows', 'term_ranks', 'unigram_scores', 'sample',
            'sample_documents', 'evaluation_windows', 'refuse_wordless', 'fit_windows', 'metric_row', 'by_term',
            'term_rows', 'cloze', 'evaluate_run', 'spellings', 'base_of']
 
@@ -370,15 +370,19 @@ def unigram_scores(
 # %% ../../nbs/08_evaluation/03_pseudo_likelihood.ipynb #f8993aa9
 MOST_DOCUMENTS = 400 # of a split, for evaluation
 
+def sample(documents: Iterable[Document], most: int, seed: int) -> list[Document]:
+    "At most `most` documents, in reading order; which ones is decided by their hash."
+    ranked = ((stable_fraction(d.group + d.doc_id, seed), n, d) for n, d in enumerate(documents))
+    return [d for _, n, d in sorted(heapq.nsmallest(most, ranked, key=lambda r: r[:2]), key=lambda r: r[1])]
+
 def sample_documents(
     splits: Splits,
     split: str, # train, validation or test
     most: int = MOST_DOCUMENTS,
     seed: int = 42,
 ) -> list[Document]:
-    "At most `most` documents of a split, in reading order; which ones is decided by their hash."
-    ranked = ((stable_fraction(d.group + d.doc_id, seed), n, d) for n, d in enumerate(splits.documents(split)))
-    return [d for _, n, d in sorted(heapq.nsmallest(most, ranked, key=lambda r: r[:2]), key=lambda r: r[1])]
+    "At most `most` documents of a split."
+    return sample(splits.documents(split), most, seed)
 
 def evaluation_windows(splits: Splits | None, kind: str, config: Any, pattern: Any, occurrences: int = 0) -> dict[str, list[Window]]:
     "Hidden words of the validation and test splits, and occurrences of terms where asked."

@@ -27,8 +27,8 @@ from ..core.configurations import DaptConfig
 from ..core.files import set_seed
 from ..core.settings import Settings, UserError, load_settings, locate, located
 from ..runs.claims import Claim, Result, claim, of_seeds, settle, verdict
-from ..runs.directory import Run, best_checkpoint, checkpoints, derive_status, finish, read_events
-from ..runs.directory import write_samples, write_table
+from ..runs.directory import Row, Run, best_checkpoint, checkpoints, derive_status, finish
+from ..runs.directory import read_events, write_samples, write_table
 from ..runs.session import frozen, inner_run
 from ..data.splits import Splits, data_summary, load_splits, splits_of
 from ..data.terms import Occurrences, Term, count_terms, nowhere, read_terms, term_pattern
@@ -264,27 +264,28 @@ def make_mix(
 def tell_replay(summary: dict[str, Any], config: DaptConfig, mix: ChunkMix) -> list[str]:
     "Tokens and chunks into the manifest's data, in place; a problem where replay is not what was asked."
     summary["replay"] = {"asked": config.replay_fraction, "realised": round(mix.replay_share, 4)}
-    summary["splits"]["train"] |= {"tokens": int(mix.lengths[0].sum()), "chunks": len(mix.lengths[0])}
-    replayed = mix.sources[1] is not None
-    if replayed: summary["general"]["replay"] |= {"tokens": int(mix.lengths[1].sum()), "chunks": len(mix.lengths[1])}
+    parts = [summary["splits"]["train"]]
+    if mix.sources[1] is not None: parts.append(summary["general"]["replay"])
+    for part, lengths in zip(parts, mix.lengths, strict=False): part |= {"tokens": int(lengths.sum()), "chunks": len(lengths)}
     if not config.replay_fraction or abs(mix.replay_share - config.replay_fraction) <= 0.02: return []
-    return [f"replay is {mix.replay_share:.1%} of tokens, not {config.replay_fraction:.0%}: "
-            + ("the general text is too small" if replayed else "there is no general text")]
+    why = "the general text is too small" if len(parts) > 1 else "there is no general text"
+    return [f"replay is {mix.replay_share:.1%} of tokens, not {config.replay_fraction:.0%}: {why}"]
 
 # %% ../../nbs/09_phases/04_dapt.ipynb #4d46f73b
 def plan_dapt(run: Run, config: DaptConfig, data: DaptData, base: Base, settings: Settings) -> tuple[DaptPlan, DaptConfig]:
     "Chunks, plan and claims; `auto` is resolved here, once, and stays resolved."
-    device, parameters = pick_device(config.device), parameter_count(base.loaded.model)
+    device = pick_device(config.device)
     config = frozen(run, DaptConfig, precision=pick_precision(config.precision, device))
     mix = make_mix(config, base, settings, data.splits, data.pattern, data.general)
     shares = (config.whole_word_share, config.replay_whole_word_share)
     masker = WordMasker(base.tokenizer, config.mlm_probability, config.term_boost, config.seed, shares)
     gpu = None if device == "cpu" else torch.cuda.get_device_properties(0).total_memory / 2**30
-    plan = make_plan(config, mix.tokens_per_epoch, mix.batches_per_epoch, parameters, len({w.unit for w in data.windows["domain/test"]}), gpu)
+    units = {kind: len({window.unit for window in windows}) for kind, windows in data.windows.items()}
+    plan = make_plan(config, mix.tokens_per_epoch, mix.batches_per_epoch, parameter_count(base.loaded.model), units["domain/test"], gpu)
     for what, name, change in (("domain words", "domain", -0.10), ("rare terms", "terms", -0.20), ("general words", "general", 0.03)):
-        if tested := data.windows[f"{name}/test"]: plan.rows.append(power_row(what, change, len({w.unit for w in tested}), tested[0].kind))
+        if tested := data.windows[f"{name}/test"]: plan.rows.append(power_row(what, change, units[f"{name}/test"], tested[0].kind))
     if tested := data.windows["terms/test"]:
-        plan.rows.append(("decides ranks", f"{FEW_RANKS} {tested[0].kind}", f"with rare terms; there are {len({w.unit for w in tested})}"))
+        plan.rows.append(("decides ranks", f"{FEW_RANKS} {tested[0].kind}", f"with rare terms; there are {units['terms/test']}"))
     summary = run.manifest["data"]
     plan.problems += tell_replay(summary, config, mix)
     announce(run, plan, dapt_claims(config, base.state), {"precision": config.precision}, data=summary, example=masked_example(mix, masker))
@@ -425,7 +426,7 @@ def state_figures(read: Read, seed: int) -> dict[tuple[str, str], Figure]:
         if read.ranks: found["rare_terms", measure] = figure(reciprocal(read.ranks, most), "words", seed=seed)
     return found
 
-def state_rows(states: Mapping[str, Read], seed: int) -> list[dict[str, Any]]:
+def state_rows(states: Mapping[str, Read], seed: int) -> list[Row]:
     "Rows of tables/states.csv."
     return [{"text": text, "measure": measure, "state": state, "value": f.value, "low": f.low, "high": f.high, "n": f.n, "units": f.units}
             for state, read in states.items() for (text, measure), f in state_figures(read, seed).items()]
@@ -455,7 +456,7 @@ def changes_between(states: Mapping[str, Read], seed: int) -> Changes:
             found["rare_terms", "mrr", pair] = rank_change(before.ranks, after.ranks, seed)
     return found
 
-def change_rows(changes: Changes) -> list[dict[str, Any]]:
+def change_rows(changes: Changes) -> list[Row]:
     "Rows of tables/changes.csv."
     return [{"text": text, "measure": measure, "pair": pair, "change": c.change, "low": c.change_low, "high": c.change_high,
              "n": c.n, "units": c.units} for (text, measure, pair), c in changes.items()]
@@ -504,13 +505,13 @@ def settle_control(claims: list[Claim], changes: Changes, doubt: str) -> None:
            note="" if change else "no placebo was trained, since the state before the first step was kept")
 
 # %% ../../nbs/09_phases/04_dapt.ipynb #52a6ef41
-def fragmentation_rows(data: DaptData, base: Base) -> list[dict[str, Any]]:
+def fragmentation_rows(data: DaptData, base: Base) -> list[Row]:
     "Pieces of each term before and after, how often training has it, and why it cannot be one token."
     names = [t.term for t in data.terms]
     before, after = fragmentation(base.old_tokenizer, names), fragmentation(base.tokenizer, names)
-    whys = {t: why_not_whole(base.old_tokenizer.backend_tokenizer, t) for t in names} if base.added else dict.fromkeys(names, "")
+    def why(term: str) -> str: return why_not_whole(base.old_tokenizer.backend_tokenizer, term) if base.added else ""
     return [{"term": t, "words": len(t.split()), "pieces_before": before[t], "pieces_after": after[t], "added": t in base.added,
-             "train_count": data.met.counts[t], "why": whys[t]} for t in names]
+             "train_count": data.met.counts[t], "why": why(t)} for t in names]
 
 def judge_terms(run: Run, claims: list[Claim], base: Base, data: DaptData, states: Mapping[str, Read]) -> None:
     "The claim on whole words, and the tables of terms; the results go into `claims`."

@@ -8,7 +8,6 @@ __all__ = ['MOST_ROWS', 'TWO_MODELS', 'EvaluateData', 'as_it_stands', 'Texts', '
            'character_rows', 'write_tables', 'judged_claims', 'judge']
 
 # %% ../../nbs/09_phases/09_evaluate.ipynb #ef8ce45a
-import heapq
 import json
 import time
 import unicodedata
@@ -20,10 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.configurations import EvaluateConfig, Sampling
-from ..core.files import read_json, sha256, stable_fraction
+from ..core.files import sha256
 from ..core.settings import Settings, UserError, located, shown_path
 from ..runs.claims import Claim, claim, promise, settle
-from ..runs.directory import Run, write_samples, write_table
+from ..runs.directory import Row, Run, write_samples, write_table
 from ..runs.session import frozen
 from ..data.readers import Document, ReadReport, expand, read_documents, read_lines, suffix_of
 from ..data.words import counted_so, unspaced_words
@@ -33,12 +32,13 @@ from ..models.masked import LoadedModel, autocast, pick_device, pick_precision
 from ..evaluation.generation import sample_statistics
 from ..evaluation.intervals import BITS, FEW_RATES, compare_rates, figure, unit_kind, unit_names
 from ..evaluation.intervals import units_told
+from ..evaluation.pseudo_likelihood import sample
 from ..evaluation.surprisal import STRETCHES, Scored, coverage, in_stretches, per_character
 from ..evaluation.surprisal import score_texts
 from ..evaluation.texts import Judged, openings, sample_rows, score_rows, settle_figure
 from ..evaluation.texts import settle_unknown, unit_rows, xz_bits
-from .scaffold import conclude, count_units, entries_of, file_entry, parent_facts, promised
-from .scaffold import record_inputs, size_of, trained_on
+from .scaffold import conclude, count_units, entries_of, file_entry, manifest_of
+from .scaffold import parent_facts, promised, record_inputs, size_of, trained_on
 
 # %% ../../nbs/09_phases/09_evaluate.ipynb #eae2816a
 @dataclass
@@ -54,13 +54,13 @@ class EvaluateData:
 
 def as_it_stands(place: Path, files: Sequence[Path]) -> bool:
     "Whether the model was trained on the lines of plain text as they stand (split by position), so that such files are read likewise."
-    manifest: dict[str, Any] = next((read_json(p) for p in (place / "manifest.json", place.parent / "manifest.json") if p.is_file()), {})
-    return manifest.get("config", {}).get("split", {}).get("value") == "position" and all(suffix_of(path) == ".txt" for path in files)
+    split = manifest_of(place).get("config", {}).get("split", {}).get("value")
+    return split == "position" and all(suffix_of(path) == ".txt" for path in files)
 
 class Texts(NamedTuple):
     "The text to be scored."
     texts: list[tuple[str, str]] # (unit, text)
-    inputs: list[dict[str, Any]] # of the manifest
+    inputs: list[Row] # of the manifest
     said: str # how it was drawn
     kind: str # what the units are, in the plural
     bad: int = 0 # broken lines
@@ -84,12 +84,11 @@ def read_texts(config: EvaluateConfig, settings: Settings, place: Path) -> Texts
         return Texts([("the text given", unicodedata.normalize("NFC", config.text))], [given], "one text, given as a parameter", STRETCHES)
     files, report, read = expand(located(config.corpus, settings) or [], settings), ReadReport(), 0
     if as_it_stands(place, files): return raw_texts(files, settings)
-    def keyed() -> Iterator[tuple[float, int, Document]]:
+    def counted() -> Iterator[Document]:
         nonlocal read
         for document in read_documents(files, report):
-            if document.text.strip(): read += 1; yield stable_fraction(document.group + document.doc_id, config.seed), read, document
-    drawn = heapq.nsmallest(config.max_documents, keyed(), key=lambda k: k[:2])
-    documents = [document for _, _, document in sorted(drawn, key=lambda k: k[1])]
+            if document.text.strip(): read += 1; yield document
+    documents = sample(counted(), config.max_documents, config.seed)
     if not documents: raise UserError("corpus", f"no text in {', '.join(path.name for path in files[:3])}", "name files with text")
     inputs = [entry | {"splits": ["test"]} for entry in entries_of(report, "corpus", settings)]
     said = f"{len(documents):,} of {read:,} documents, drawn by hash" if len(documents) < read else f"all {read:,} documents"
@@ -192,14 +191,14 @@ def write_all_samples(run: Run, config: EvaluateConfig, data: EvaluateData, load
 # %% ../../nbs/09_phases/09_evaluate.ipynb #f5881b38
 MOST_ROWS = 5000 # of the tables that have a row a token, or a character
 
-def token_rows(scored: Sequence[Scored]) -> list[dict[str, Any]]:
+def token_rows(scored: Sequence[Scored]) -> list[Row]:
     "Rows of tables/tokens.csv: the first tokens with their place, cost, and what the model would rather have read."
     rows = ({"unit": one.unit, "token": one.text[a:b], "start": a, "end": b, "nats": round(nats, 4),
              "top": json.dumps(one.top[i] if one.top else [], ensure_ascii=False)}
             for one in scored for i, ((a, b), nats) in enumerate(zip(one.offsets.tolist(), one.nats.tolist(), strict=True)))
     return list(islice(rows, MOST_ROWS))
 
-def character_rows(scored: Sequence[Scored]) -> list[dict[str, Any]]:
+def character_rows(scored: Sequence[Scored]) -> list[Row]:
     "Rows of tables/characters.csv: the same text by character."
     rows = ({"unit": one.unit, "start": i, "character": one.text[i], "nats": round(nats, 4)}
             for one in scored for i, nats in enumerate(per_character(one).tolist()))
@@ -209,9 +208,11 @@ def character_rows(scored: Sequence[Scored]) -> list[dict[str, Any]]:
 def write_tables(run: Run, config: EvaluateConfig, data: EvaluateData, found: Measured) -> None:
     "All tables of the run."
     both = {"text": found.judged} | ({f"text, by {Path(str(config.against)).name}": found.earlier} if found.earlier else {})
-    scores = [row for name, one in both.items() for row in score_rows(name, one, data.xz_bits, config.seed, "xz on the same text alone")]
-    tables = {"scores": scores, "units": [row for name, one in both.items() for row in unit_rows(name, one)],
-              "tokens": token_rows(found.scored), "characters": character_rows(found.scored),
+    scores, units = list[Row](), list[Row]()
+    for name, one in both.items():
+        scores += score_rows(name, one, data.xz_bits, config.seed, "xz on the same text alone")
+        units += unit_rows(name, one)
+    tables = {"scores": scores, "units": units, "tokens": token_rows(found.scored), "characters": character_rows(found.scored),
               "coverage": [{"character": letter, "count": count} for letter, count in found.unknown.most_common()]}
     for table, rows in tables.items(): write_table(run, table, rows)
 

@@ -12,13 +12,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..core.configurations import GenerateConfig, Sampling
 from ..core.files import sha256_file
 from ..core.settings import Settings, UserError, locate
 from ..runs.claims import Claim, Result, claim, promise, settle
-from ..runs.directory import Run, write_samples, write_table
+from ..runs.directory import Row, Run, write_samples, write_table
 from ..data.readers import json_value
 from ..data.words import split_words
 from ..models.causal import load_causal, reading_limit
@@ -119,7 +119,7 @@ def load(run: Run, config: GenerateConfig, place: Path, prompts: Sequence[str], 
 # %% ../../nbs/09_phases/11_generate.ipynb #f9bb936a
 LOOP = 0.5 # of the 4-grams of a text; running text has hardly any
 
-def sample_row(one: Generated, temperature: float) -> dict[str, Any]:
+def sample_row(one: Generated, temperature: float) -> Row:
     "A line of samples.jsonl."
     about = sample_statistics([one.text])
     return {"prompt": one.prompt, "text": one.text, "tokens": one.tokens, "ended_by_eos": one.ended_by_eos, "ended": one.ended,
@@ -147,7 +147,7 @@ def write_texts(run: Run, config: GenerateConfig, loaded: LoadedModel, prompts: 
     return Written(written, differ)
 
 # %% ../../nbs/09_phases/11_generate.ipynb #bfacda31
-def statistics_row(name: str, texts: Sequence[Generated]) -> dict[str, Any]:
+def statistics_row(name: str, texts: Sequence[Generated]) -> Row:
     "A row of tables/statistics.csv."
     about = {key: round(value, 4) for key, value in sample_statistics([one.text for one in texts]).items()}
     ends = {f"ended_by_{end}": sum(one.ended == end for one in texts) for end in ("eos", "stop", "length")}

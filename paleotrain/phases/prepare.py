@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLAIMS', 'READ', 'Gathered', 'located_files', 'refuse_controls', 'gather', 'evaluation_index', 'described', 'sweep',
-           'records', 'chatting', 'held', 'read_all', 'refuse_untrained', 'sort_out', 'promise_claims', 'alignment',
-           'fate_rows', 'clipped', 'aligned_example', 'empty_splits', 'overlap', 'judge_sides', 'judge']
+           'records', 'chatting', 'held', 'read_all', 'refuse_untrained', 'sort_out', 'promise_claims', 'smallest',
+           'alignment', 'fate_rows', 'clipped', 'aligned_example', 'empty_splits', 'overlap', 'judge_sides', 'judge']
 
 # %% ../../nbs/09_phases/02_prepare.ipynb #5b590c4f
 import os
@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -24,7 +23,7 @@ from ..core.configurations import PrepareConfig
 from ..core.files import read_json, write_json
 from ..core.settings import Settings, UserError, locate, located, shown_path
 from ..runs.claims import Claim, Result, claim, promise, settle
-from ..runs.directory import Run, derive_status, finish, refuse_changed, write_table
+from ..runs.directory import Row, Run, derive_status, finish, refuse_changed, write_table
 from ..data.cleaning import EvaluationIndex
 from ..data.corpus_writer import OVERLAP, Apart, Doc, Ledger, Sorted, Store, as_document, beginning
 from ..data.corpus_writer import cap_sources, compare_sides, draw_splits, filtering, find_copies
@@ -32,8 +31,8 @@ from ..data.corpus_writer import leave_overlaps, normalising, plain_chats, split
 from ..data.download import fetch
 from ..data.normalise import Normalised, normalise
 from ..data.readers import MissingSource, ReadReport, names_in
-from ..data.sources import Record, Source, as_source, format_of, read_records, read_source, source_files
-from ..data.sources import sources
+from ..data.sources import Record, Source, as_source, format_of, read_records, read_source
+from ..data.sources import source_files, sources
 from ..data.splits import SPLITS
 from ..evaluation.intervals import interval, resample, sure_interval
 
@@ -78,15 +77,16 @@ def gather(run: Run, config: PrepareConfig, settings: Settings) -> list[Gathered
     double = [name for name, n in Counter(source.name for source in named).items() if n > 1]
     if double: raise UserError("sources", f"two are called {double[0]}", "give one a .yaml with a name of its own")
     refuse_controls(config, named, settings)
-    found = [(source, located_files(run, config, source, settings)) for source in sorted(named, key=lambda source: source.name)]
-    gathered = [Gathered(source, files) for source, files in found if files]
+    gathered = []
+    for source in sorted(named, key=lambda source: source.name):
+        if files := located_files(run, config, source, settings): gathered.append(Gathered(source, files))
     if not gathered and not config.allow_missing_data: raise UserError("sources", "none is left to be read", "see the warnings above")
     domains = sorted({source.domain for source in named})
     run.update(title=f"Preparing {', '.join(domains)}", domains=domains)
     return gathered
 
 # %% ../../nbs/09_phases/02_prepare.ipynb #15d886e1
-def evaluation_index(run: Run, config: PrepareConfig, settings: Settings) -> tuple[EvaluationIndex, list[dict[str, Any]]]:
+def evaluation_index(run: Run, config: PrepareConfig, settings: Settings) -> tuple[EvaluationIndex, list[Row]]:
     "The 13-grams of all evaluation text named, prompts and answers of chat rows included; and the files it was read from."
     items, entries = [], []
     for name in config.evaluation or ():
@@ -98,7 +98,7 @@ def evaluation_index(run: Run, config: PrepareConfig, settings: Settings) -> tup
         entries += [described(entry, f"evaluation {source.name}", source.licence, settings) for entry in report.files]
     return EvaluationIndex(items), entries
 
-def described(entry: dict[str, Any], role: str, licence: str, settings: Settings) -> dict[str, Any]:
+def described(entry: Row, role: str, licence: str, settings: Settings) -> Row:
     "A file that was read, as the manifests list it."
     broken = [line.replace(entry["path"], Path(entry["path"]).name) for line in entry["bad_lines"]]
     return entry | {"role": role, "path": shown_path(entry["path"], settings), "licence": licence, "bad_lines": broken}
@@ -110,9 +110,9 @@ def sweep(settings: Settings) -> None:
 
 def records(gathered: Iterable[Gathered], report: ReadReport, ledger: Ledger) -> Iterator[Record]:
     "All records, with a progress bar over the bytes of their files."
-    gathered = list(gathered)
-    with tqdm(total=sum(path.stat().st_size for one in gathered for path in one.files), unit="B", unit_scale=True, desc="reading", mininterval=1) as bar:
-        for one in gathered:
+    sizes = [(one, sum(path.stat().st_size for path in one.files)) for one in gathered]
+    with tqdm(total=sum(size for _, size in sizes), unit="B", unit_scale=True, desc="reading", mininterval=1) as bar:
+        for one, size in sizes:
             bad, base = report.bad, bar.n
             count = ledger.counts["read", one.source.name]
             for record in read_records(one.source, one.files, report):
@@ -120,7 +120,8 @@ def records(gathered: Iterable[Gathered], report: ReadReport, ledger: Ledger) ->
                 bar.update(len(record.raw_text))
                 yield record
             if report.bad > bad: count.update({"in": report.bad - bad, "broken": report.bad - bad})
-            bar.n = base + sum(path.stat().st_size for path in one.files); bar.refresh()
+            bar.n = base + size
+            bar.refresh()
 
 # %% ../../nbs/09_phases/02_prepare.ipynb #6531ac6b
 def chatting(docs: Iterable[Doc]) -> Iterator[Doc]:
@@ -198,11 +199,14 @@ def promise_claims(run: Run) -> None:
     "Write the claims, once."
     promise(run, CLAIMS)
 
-def alignment(store: Store, made: Sorted, documents: int = 500) -> tuple[int, int]:
-    "Words that lead back, of three words in each of so many documents, those with the smallest hashes."
-    order = np.argsort(store.column("text_hash"), kind="stable")[:documents]
+def smallest(store: Store, documents: int = 500) -> Iterator[Doc]:
+    "So many documents, those with the smallest hashes."
+    return (store[int(i)] for i in np.argsort(store.column("text_hash"), kind="stable")[:documents])
+
+def alignment(store: Store) -> tuple[int, int]:
+    "Words that lead back, of three words in each of the smallest documents."
     right = total = 0
-    for doc in (store[int(i)] for i in order):
+    for doc in smallest(store):
         text, spans = doc["norm_text"], Normalised(doc["norm_text"], [tuple(span) for span in doc["align_map"]])
         words = text.split()
         for word in {words[0], words[len(words) // 2], words[-1]}:
@@ -213,7 +217,7 @@ def alignment(store: Store, made: Sorted, documents: int = 500) -> tuple[int, in
     return right, total
 
 # %% ../../nbs/09_phases/02_prepare.ipynb #55d2ff9c
-def fate_rows(store: Store, made: Sorted, ledger: Ledger) -> list[dict[str, Any]]:
+def fate_rows(store: Store, made: Sorted, ledger: Ledger) -> list[Row]:
     "Documents by source and fate: the split, or why one was left out."
     fates = Counter(zip((store.sources[number] for number in store.column("source")), made.fate, strict=True))
     for (_, source), count in ledger.counts.items():
@@ -230,11 +234,10 @@ def clipped(spans: list[list[int]], start: int, end: int) -> Iterator[tuple[int,
         yield a + cut, b - left, c + cut, d - left
         before = d - left
 
-def aligned_example(store: Store, documents: int = 500, length: int = 320) -> list[dict[str, str]]:
-    "Raw and normalised stretches, in turn, of the passage with most edits among so many documents."
+def aligned_example(store: Store, length: int = 320) -> list[dict[str, str]]:
+    "Raw and normalised stretches, in turn, of the passage with most edits among the smallest documents."
     best: tuple[int, list[dict[str, str]]] = (0, [])
-    for i in np.argsort(store.column("text_hash"), kind="stable")[:documents]:
-        doc = store[int(i)]
+    for doc in smallest(store):
         spans = doc["align_map"]
         edits = [(a, doc["raw_text"][c:d]) for a, b, c, d in spans if b - a != d - c and d - c < 40]
         for start, _ in edits[:20]:
@@ -290,7 +293,7 @@ def judge(run: Run, store: Store, made: Sorted, apart: Apart, ledger: Ledger, se
     kept = sum(fate in SPLITS for fate in made.fate)
     if kept:
         judge_sides(run, claims, store, made, apart)
-        right, words = alignment(store, made)
+        right, words = alignment(store)
         settle(claims, "alignment", Result(right / max(words, 1), words), met=right >= .999 * words)
     else:
         for one in claims: settle(claims, one["id"], None, note="no document was kept")

@@ -22,7 +22,7 @@ from ..core.configurations import PretrainConfig, Sampling, parse_size
 from ..core.files import set_seed, sha256
 from ..core.settings import Settings, UserError, locate, located
 from ..runs.claims import Claim, Result, claim, settle
-from ..runs.directory import Run, best_checkpoint, read_events, write_samples, write_table
+from ..runs.directory import Row, Run, best_checkpoint, read_events, write_samples, write_table
 from ..runs.session import frozen
 from ..data.readers import Document, expand, stem_of
 from ..data.splits import SPLITS, splits_of
@@ -111,7 +111,7 @@ def _by_document(run: Run, config: PretrainConfig, settings: Settings) -> Causal
 # %% ../../nbs/09_phases/07_pretrain_causal.ipynb #1fb4b1a4
 def describe(
     run: Run, config: PretrainConfig, data: CausalData,
-    inputs: list[dict[str, Any]], broken: int = 0, # entries of the manifest, and lines that were left out
+    inputs: list[Row], broken: int = 0, # entries of the manifest, and lines that were left out
     **facts: Any, # splits: documents, words and characters of each; split_by, overlap: a sentence each
 ) -> None:
     "The manifest learns what was read; on a resume it has to be what it was."
@@ -197,7 +197,7 @@ def causal_claims(config: PretrainConfig, judged: str) -> list[Claim]:
     ]
 
 # %% ../../nbs/09_phases/07_pretrain_causal.ipynb #d9b6a6f0
-def packed_example(mix: Contexts, tokenizer: Any, most: int = 120) -> list[dict[str, Any]]:
+def packed_example(mix: Contexts, tokenizer: Any, most: int = 120) -> list[Row]:
     "The beginning of a context of the first batch, token by token as text, one where two texts meet if there is such; what parts them is special."
     starts = [mix[key][:-1][:most].tolist() for key in mix.epoch(0)[0]] # without the last label
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
@@ -234,7 +234,7 @@ def prompts_of(config: PretrainConfig, data: CausalData, tokenizer: Any) -> list
     "What samples go on from: the prompts given, else the first words of validation texts."
     return config.prompts or openings(tokenizer, (text for _, text in data.held["validation"]), config.max_seq_length)
 
-def draw_samples(config: PretrainConfig, data: CausalData, loaded: LoadedModel) -> list[dict[str, Any]]:
+def draw_samples(config: PretrainConfig, data: CausalData, loaded: LoadedModel) -> list[Row]:
     "One text a prompt, none picked."
     sampling = Sampling(max_new_tokens=config.sample_tokens, temperature=0.8, seed=config.seed % 2**32)
     return sample_rows(loaded, prompts_of(config, data, loaded.tokenizer), sampling)

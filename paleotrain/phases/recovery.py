@@ -19,7 +19,7 @@ from typing import Any
 from ..core.configurations import DaptConfig, PretrainConfig
 from ..core.files import atomic_dir, read_json, sha256, sha256_file, stable_fraction, write_json
 from ..core.settings import Settings, shown_path
-from ..runs.directory import Run, derive_status, read_events
+from ..runs.directory import Row, Run, derive_status, read_events
 from ..runs.session import inner_run
 from ..data.splits import SPLITS, Splits, load_splits
 from ..data.words import count_words
@@ -30,7 +30,8 @@ from ..models.masked import extend_model, load_mlm, pick_device
 from ..training import batches, callbacks as loop, masking, trainer as training
 from . import pretrain_masked
 from .dapt import Base, DaptData, check_head
-from .pretrain_masked import judge_pretrain, load_or_make, plan_pretrain, prepare, train_pretrain
+from .pretrain_masked import judge_pretrain, load_or_make, plan_pretrain, prepare
+from .pretrain_masked import train_pretrain
 
 # %% ../../nbs/09_phases/06_recovery.ipynb #808f5845
 def ranked(groups: Iterable[str], role: str, seed: int) -> list[str]:
@@ -110,9 +111,9 @@ def is_flat(
     return bool(loop.overdue([rule], tally))
 
 # %% ../../nbs/09_phases/06_recovery.ipynb #cb56e15b
-def curve(folder: Path) -> list[dict[str, Any]]:
+def curve(folder: Path) -> list[Row]:
     "Step, tokens read and validation loss in nats per word of each evaluation of a run."
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[int, Row] = {}
     tokens = 0
     for event in read_events(folder):
         if event["kind"] == "train": tokens = event["tokens"]

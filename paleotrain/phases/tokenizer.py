@@ -24,7 +24,7 @@ from ..core.configurations import TokenizerConfig
 from ..core.files import atomic_dir, atomic_write, sha256, sha256_file, write_json
 from ..core.settings import Settings, UserError, locate, shown_path
 from ..runs.claims import Claim, Result, claim, promise, settle
-from ..runs.directory import Run, write_table
+from ..runs.directory import Row, Run, write_table
 from ..data.splits import Splits, splits_of
 from ..data.terms import Term, count_terms, find_terms, read_terms, term_pattern
 from ..data.words import LETTERS, PAIR
@@ -144,7 +144,7 @@ def ratio(parts: Sequence[int], wholes: Sequence[int], seed: int) -> tuple[float
     low, high = np.quantile([(times @ part) / (times @ whole) for times in drawn], (.025, .975))
     return float(part.sum() / whole.sum()), float(low), float(high)
 
-def comparison_row(label: str, terms: bool, tokenizer: Any, data: TokenizerData, same: Sequence[bool], seed: int) -> tuple[dict[str, Any], tuple[float, float]]:
+def comparison_row(label: str, terms: bool, tokenizer: Any, data: TokenizerData, same: Sequence[bool], seed: int) -> tuple[Row, tuple[float, float]]:
     "What a tokenizer makes of the test text, as a row of tables/comparison.csv; the interval of lost characters per million that verdicts use."
     found = measure(tokenizer, data.texts)
     characters, words, tokens, _, lost = zip(*found.pop("by_text"), strict=True)
@@ -166,7 +166,7 @@ def why_cut(term: str, after: Sequence[int], added: Mapping[str, Any] | None, se
     if never: return never
     return ("added, but cut " if term in added else "cut ") + ("everywhere" if len(where) == len(CONTEXTS) else ", ".join(where))
 
-def fragmentation_rows(label: str, tokenizer: Any, extended: Extended | None, data: TokenizerData) -> list[dict[str, Any]]:
+def fragmentation_rows(label: str, tokenizer: Any, extended: Extended | None, data: TokenizerData) -> list[Row]:
     "A row for each term: its pieces before and after, and why it is still cut."
     names, (new, added) = [t.term for t in data.terms], extended or (tokenizer, None)
     before, after, where = fragmentation(tokenizer, names), fragmentation(new, names), contexts(new, names)
@@ -179,7 +179,7 @@ def fragmentation_rows(label: str, tokenizer: Any, extended: Extended | None, da
 # %% ../../nbs/09_phases/03_tokenizer.ipynb #2646dee1
 _WORD = re.compile(rf"{PAIR}|[^\W\d_{LETTERS}]+")
 
-def word_rows(label: str, tokenizer: Any, texts: Sequence[str]) -> list[dict[str, Any]]:
+def word_rows(label: str, tokenizer: Any, texts: Sequence[str]) -> list[Row]:
     "Words of the text that are 1, 2, 3, 4 or more pieces, and those that hold something unknown (0)."
     words = Counter(word for text in texts for word in _WORD.findall(text))
     names, found = list(words), Counter[int]()
