@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['USED', 'FILES', 'DRAWN', 'parameters', 'as_shown', 'output_folder', 'refuse_other', 'Made', 'saved_tokenizer',
-           'letter_pieces', 'generated', 'prompts_in', 'weigher', 'prompt_keys', 'asked_last', 'Read', 'read_inputs',
-           'mixture', 'make_data', 'prepare', 'vocabulary', 'texts_by', 'length_row', 'count_rows', 'word_rows',
-           'drawn', 'look', 'write', 'otherwise', 'judge', 'conclude']
+           'letter_pieces', 'generated', 'examples_in', 'prompts_in', 'weigher', 'prompt_keys', 'asked_last', 'Read',
+           'read_inputs', 'mixture', 'make_data', 'prepare', 'vocabulary', 'texts_by', 'length_row', 'count_rows',
+           'word_rows', 'drawn', 'look', 'write', 'otherwise', 'judge', 'conclude']
 
 # %% ../../nbs/09_phases/12_chat_data.ipynb #b3307f85
 import json
@@ -112,6 +112,10 @@ def generated(config: ChatdataConfig, settings: Settings) -> Made:
     return Made(*echo(config.gibberish, **size, pieces=pieces))
 
 # %% ../../nbs/09_phases/12_chat_data.ipynb #09f3d914
+def examples_in(folder: Path, settings: Settings) -> list[Conversation]:
+    "The conversations of a data set."
+    return list(read_conversations([str(folder / "examples.jsonl")], settings, ReadReport()))
+
 def prompts_in(folder: Path) -> list[Item]: # a mixture of conversations found somewhere has none
     return read_items(folder / "evaluation.json") if (folder / "evaluation.json").is_file() else []
 
@@ -272,7 +276,7 @@ def write(run: Run, config: ChatdataConfig, folder: Path, settings: Settings) ->
     made = make_data(config, folder, settings)
     inputs = made.get("inputs", [])
     refuse_changed(run, inputs)
-    rows, items = list(read_conversations([str(folder / "examples.jsonl")], settings, ReadReport())), prompts_in(folder)
+    rows, items = examples_in(folder, settings), prompts_in(folder)
     run.update(inputs=inputs, data={**made, **look(run, config, rows, items)})
     run.log("status", status="written", examples=len(rows), evaluation=len(items))
     for entry in inputs:
@@ -289,7 +293,8 @@ def otherwise(config: ChatdataConfig, folder: Path, settings: Settings) -> list[
 # %% ../../nbs/09_phases/12_chat_data.ipynb #ee5dfe19
 def judge(run: Run, config: ChatdataConfig, folder: Path, settings: Settings) -> list[Claim]:
     "The claims, counted in the folder's files."
-    rows, claims = list(read_conversations([str(folder / "examples.jsonl")], settings, ReadReport())), read_json(run.folder / "claims.json")
+    rows = examples_in(folder, settings)
+    claims: list[Claim] = read_json(run.folder / "claims.json")
     def counted(name: str, value: float, n: int = len(rows), limit: float = 0, nothing: str = "") -> None:
         settle(claims, name, Result(value, n=n), met=value <= limit, note="" if n else nothing)
     different, prompts = otherwise(config, folder, settings), asked_last(prompts_in(folder))
@@ -308,7 +313,7 @@ def judge(run: Run, config: ChatdataConfig, folder: Path, settings: Settings) ->
     asking = sum(not prompts.isdisjoint(prompt_keys(row)) for row in rows)
     counted("no_evaluation", asking, len(rows) if prompts else 0, nothing="it has no evaluation prompts")
     write_json(run.folder / "claims.json", claims)
-    return list(claims)
+    return claims
 
 def conclude(run: Run, folder: Path, seconds: float) -> None:
     "The terminal record."

@@ -9,8 +9,8 @@ __all__ = ['VALIDATION', 'TEST', 'CHATS', 'LEAK', 'BETTER', 'FORGOTTEN', 'CHUNK'
            'doubts_of', 'read_before', 'prepare', 'changed_since', 'domain_facts', 'pick_optim', 'load', 'check_layers',
            'beats_base', 'forgets_nothing', 'qlora_claims', 'memory_of', 'plan_qlora', 'some', 'prompts_of',
            'evaluated', 'train_qlora', 'load_best', 'both', 'Judged', 'set_row', 'full_nats', 'scored_sets',
-           'general_set', 'answered_questions', 'settled_alone', 'severity', 'judged_changes', 'judged_training',
-           'judged_weights', 'write_out', 'judge_qlora']
+           'general_set', 'answered_questions', 'severity', 'judged_changes', 'judged_training', 'judged_weights',
+           'write_out', 'judge_qlora']
 
 # %% ../../nbs/09_phases/16_qlora.ipynb #0bf6dea4
 import shutil
@@ -56,8 +56,8 @@ from ..evaluation.multiple_choice import accuracy_rows, choice_rows, choose, cut
 from ..evaluation.multiple_choice import questions_of, with_room
 from ..evaluation.surprisal import score_texts
 from ..evaluation.text_doubts import why_alike
-from .scaffold import NOT_TRAINED_ON, announce, answers_of, by_unit, compared, conclude, drawn, entries_of
-from .scaffold import export_model, facts_of, general_units, item_scores, on_device, parent_facts
+from .scaffold import NOT_TRAINED_ON, announce, answers_of, by_unit, compared, conclude, conversation_scores, drawn
+from .scaffold import entries_of, export_model, facts_of, general_units, on_device, parent_facts
 from .scaffold import promised, read_base, read_general, require, write_lengths
 
 # %% ../../nbs/09_phases/16_qlora.ipynb #e83cc95d
@@ -148,8 +148,8 @@ CHATS = ("data", "replay", "training") # roles of files with conversations
 
 def manifest_of(model: Path) -> dict[str, Any]: # of a merged model, a card or a run; empty where there is none
     places = model / "merge.json", model / "manifest.json", model.parent / "manifest.json"
-    there = [path for path in places if path.is_file()]
-    return read_json(there[0]) if there else {}
+    path = next(filter(Path.is_file, places), None)
+    return read_json(path) if path else {}
 
 def base_files(
     base: str, # folder or hub name
@@ -396,12 +396,9 @@ def some(examples: Sequence[Example], most: int, seed: int) -> list[Example]:
 
 def prompts_of(config: AdapterConfig, data: DomainData, most: int) -> list[Item]:
     "Fixed test prompts with their answers, cut where they leave no room for one."
-    found, room = [], config.max_seq_length - min(config.answer_tokens, config.max_seq_length // 2)
-    chosen: list[Conversation] = drawn(data.splits["test"], most, config.seed)
-    for one in chosen:
-        kept = cut_prompt(data.tokenizer, one.messages[:-1], room, one.place)
-        if kept: found.append(Item(one.id, tuple(kept[0]), one.messages[-1]["content"], one.kind))
-    return found
+    room = config.max_seq_length - min(config.answer_tokens, config.max_seq_length // 2)
+    return [Item(one.id, tuple(kept[0]), one.messages[-1]["content"], one.kind) for one in drawn(data.splits["test"], most, config.seed)
+            if (kept := cut_prompt(data.tokenizer, one.messages[:-1], room, one.place))]
 
 def evaluated(run: Run, config: QloraConfig, data: DomainData, loaded: LoadedModel) -> dict[str, Any]:
     "The figures of one evaluation."
@@ -477,17 +474,16 @@ def scored_sets(
     "Every set by base and adapter, and the rows of tables/items.csv."
     def read(chats: Sequence[Conversation]) -> list[Example]:
         return encode(loaded.tokenizer, drawn(chats, config.eval_items, config.seed), config.max_seq_length, config.too_long, set()).examples
-    sets = {split: ("own", some(data.examples[split], config.eval_items, config.seed)) for split in SPLITS[:2]}
-    sets |= {"test": ("own", read(data.splits["test"]))} | {name: ("other", read(chats)) for name, chats in data.others.items()} # all by one draw
+    sets = {split: some(data.examples[split], config.eval_items, config.seed) for split in SPLITS[:2]}
+    sets |= {name: read(chats) for name, chats in [("test", data.splits["test"]), *data.others.items()]} # all by one draw
     found, items = [], []
-    for name, (role, examples) in sets.items():
+    for name, examples in sets.items():
         if not examples: run.warn(f"no test conversation of {name} has room in {config.max_seq_length} tokens: not measured"); continue
-        nats = both(loaded.model, partial(example_nats, examples=examples, batch_tokens=batch_tokens(config)))
-        before, after = (item_scores(examples, one) for one in nats)
+        before, after = both(loaded.model, partial(conversation_scores, config, examples))
         full = full_nats(run, config, data, examples) if name == "test" else None
-        found.append(Judged(name, role, len(examples), compare(before, after, per="tokens"), full))
+        found.append(Judged(name, "other" if name in data.others else "own", len(examples), compare(before, after, per="tokens"), full))
         items += [{"set": name, "id": one.id, "unit": one.id, "tokens": one.learned, "base_nats": round(old, 4), "nats": round(new, 4)}
-                  for one, old, new in zip(examples, *(part.tolist() for part in nats), strict=True)]
+                  for one, old, new in zip(examples, before.nats.tolist(), after.nats.tolist(), strict=True)]
     return found + general_set(config, data, loaded), items
 
 def general_set(config: QloraConfig, data: DomainData, loaded: LoadedModel) -> list[Judged]: # none, or one
@@ -516,14 +512,6 @@ def answered_questions(run: Run, config: QloraConfig, data: DomainData, loaded: 
 # %% ../../nbs/09_phases/16_qlora.ipynb #530f0ebf
 IDS = ("adapter_beats_base", "cross_domain_forgetting") # what was learned, what was forgotten
 
-def settled_alone(
-    made: Claim, # stays as it is
-    one: Judged,
-    doubt: str, # why its figures may not give a verdict
-) -> Claim:
-    "The claim as one set settles it."
-    return settle([{**made}], made["id"], one.found.result(), doubt=doubt)
-
 def severity(entry: Claim) -> int:
     "How bad a verdict is; of several sets the worst decides."
     if entry["verdict"] == "FAIL": return 3
@@ -536,18 +524,18 @@ def judged_changes(
     doubts: Mapping[str, str] = {}, # why a set may not give a verdict, by its name
 ) -> dict[str, Claim]:
     "The claims on the domain's test set and on all sets elsewhere; what each set says by itself."
+    def settled(made: Claim, name: str) -> Claim: # in place, as one set settles it
+        return settle([made], made["id"], found[name].result(), doubt=doubts.get(name, ""))
     learned, forgotten = (next(one for one in claims if one["id"] == id) for id in IDS)
-    test = next(one for one in sets if one.role == "own" and one.name == "test")
-    elsewhere = [one for one in sets if one.role != "own" and one.found.n]
-    told = {one.name: settled_alone(forgotten, one, doubts.get(one.name, "")) for one in elsewhere}
-    learned.update(settled_alone(learned, test, doubts.get("test", "")))
-    if elsewhere:
-        worst = max(elsewhere, key=lambda one: (severity(told[one.name]), one.found.change))
-        listed = "; ".join(f"{one.name} {one.found.change:+.1%} {told[one.name]['verdict']}" for one in elsewhere)
-        forgotten.update(told[worst.name])
-        forgotten["note"] += f"; {worst.name} decides; of all: {listed}"
+    found = {one.name: one.found for one in sets}
+    told = {one.name: settled({**forgotten}, one.name) for one in sets if one.role != "own" and one.found.n}
+    if told:
+        worst = max(told, key=lambda name: (severity(told[name]), found[name].change))
+        listed = "; ".join(f"{name} {found[name].change:+.1%} {alone['verdict']}" for name, alone in told.items())
+        forgotten.update(told[worst])
+        forgotten["note"] += f"; {worst} decides; of all: {listed}"
     else: settle(claims, IDS[1], None, note="there is no other domain and no general text to measure it on")
-    return {"test": learned, **told}
+    return {"test": settled(learned, "test"), **told}
 
 # %% ../../nbs/09_phases/16_qlora.ipynb #95827ec1
 def judged_training(

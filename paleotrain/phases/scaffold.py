@@ -7,7 +7,7 @@ __all__ = ['TrainT', 'NOT_TRAINED_ON', 'FEW_TEXTS', 'compared', 'file_entry', 'e
            'trained_on', 'trained_itself', 'check_parent_text', 'parent_facts', 'announce', 'export_model', 'promised',
            'conclude', 'conclude_training', 'facts_of', 'drawn', 'even_share', 'drawn_order', 'read_general', 'size_of',
            'count_units', 'general_units', 'by_unit', 'Base', 'require', 'read_base', 'on_device', 'write_lengths',
-           'answers_of', 'item_scores']
+           'answers_of', 'item_scores', 'conversation_scores']
 
 # %% ../../nbs/09_phases/01_scaffold.ipynb #ff2d88ae
 import json
@@ -35,7 +35,7 @@ from ..models.locate import locate_model, parent_of
 from ..models.masked import LoadedModel, parameter_count, pick_device, pick_precision
 from ..chat.instructions import Item
 from ..chat.template import freeze_date
-from ..training.examples import Example, Prepared
+from ..training.examples import Example, Prepared, example_nats
 from ..training.plan import Plan, batch_tokens
 from ..training.trainer import Trained
 from ..evaluation.answers import Answer, answer
@@ -301,3 +301,7 @@ def item_scores(
     "Nats and learned tokens of each conversation, with its document as the unit."
     learned = np.array([one.learned for one in examples])
     return Scores(nats, learned, learned, [one.id for one in examples], [""] * len(examples))
+
+def conversation_scores(config: SftConfig | AdapterConfig, examples: Sequence[Example], model: Any) -> Scores:
+    "What conversations cost the model as it is now."
+    return item_scores(examples, example_nats(model, examples, batch_tokens(config)))

@@ -36,7 +36,7 @@ from ..chat.conversations import read_conversations, write_conversations
 from ..chat.instructions import Item, read_items
 from ..chat.mixture import CLOSE, asked, questions
 from ..chat.template import Conversation, add_chat, end_at_close, fit, has_chat, render, require_chat, weigh_tags
-from ..training.examples import ExampleMix, Prepared, by_source, example_nats, leak, nats_per_token, on_side
+from ..training.examples import ExampleMix, Prepared, by_source, leak, nats_per_token, on_side
 from ..training.examples import packed_batch, padded_batch, prepare_examples
 from ..training.plan import Plan, batch_tokens, make_plan
 from ..training.trainer import Trained, train
@@ -44,8 +44,8 @@ from ..evaluation.answers import Answer, prompts_by_length, score_answers, score
 from ..evaluation.intervals import TAIL, Comparison, Scores, compare, points, share
 from ..evaluation.red_lines import crossed, early
 from ..evaluation.surprisal import encode, score_texts
-from .scaffold import announce, answers_of, by_unit, compared, conclude_training, drawn, entries_of
-from .scaffold import facts_of, file_entry, general_units, item_scores, on_device, parent_facts
+from .scaffold import announce, answers_of, by_unit, compared, conclude_training, conversation_scores, drawn, entries_of
+from .scaffold import facts_of, file_entry, general_units, on_device, parent_facts
 from .scaffold import promised, read_base, read_general, require, write_lengths
 
 # %% ../../nbs/09_phases/13_sft.ipynb #ebcec4e4
@@ -231,8 +231,7 @@ def too_few(config: SftConfig, data: SftData) -> list[str]:
     if data.general:
         kind, units = general_units(data.general)
         counts[f"{kind} of general text"] = units
-    few = {what: count for what, count in counts.items() if count < FEW_UNITS}
-    said = [f"too few {what} to decide a claim: {count:,}, where {FEW_UNITS} are needed" for what, count in few.items()]
+    said = [f"too few {what} to decide a claim: {count:,}, where {FEW_UNITS} are needed" for what, count in counts.items() if count < FEW_UNITS]
     every = [item for items in data.sets.values() for item in items]
     needed = math.ceil(math.log(TAIL) / math.log(VALID)) # right answers of as many
     if len(every) < needed:
@@ -313,8 +312,7 @@ SAMPLED = 512 # training examples on which the base is measured: what the traini
 
 def text_costs(config: SftConfig, data: SftData, model: Any) -> list[dict[str, Any]]:
     "Nats of each held-out conversation's learned tokens, and of each unit of general text: tables/costs_before.csv and costs_after.csv."
-    held = data.prepared.validation
-    texts = {"held out": item_scores(held, example_nats(model, held, batch_tokens(config)))}
+    texts = {"held out": conversation_scores(config, data.prepared.validation, model)}
     if data.general: texts["general"] = general_scores(config, data, model)
     return [{"text": name, "unit": unit, "tokens": tokens, "nats": cost} for name, scores in texts.items()
             for unit, tokens, cost in zip(scores.units, scores.pieces.tolist(), scores.nats.tolist(), strict=True)]
@@ -476,8 +474,8 @@ def judged_claims(
     settle_share(claims, "tag_validity", [one.valid for one in old], [one.valid for one in new])
     settle_share(claims, "stop_rate", [one.ended == "tag" for one in old], [one.ended == "tag" for one in new])
     def right(answers: Sequence[Answer]) -> dict[str, bool | None]: return {one.id: one.exact for one in answers}
-    lost = {name: points_lost(right(before[name]), right(after[name])) for name in earlier if any(right(before[name]).values())}
-    worst, told = most_lost({name: found for name, found in lost.items() if found})
+    knew = {name: right(before[name]) for name in earlier if any(right(before[name]).values())}
+    worst, told = most_lost({name: lost for name, then in knew.items() if (lost := points_lost(then, right(after[name])))})
     settle(claims, "forgetting_points", worst, note=told or NOTHING_KNOWN)
     settle_texts(run, data, claims)
     settle_lines(run, config, claims)
