@@ -66,7 +66,7 @@ def test_the_leads_say_what_was_taught_and_what_it_cost(chain: Path, phase: Path
 
 
 def test_the_matrix_and_the_scores_are_those_of_the_files(chain: Path, phase: Path) -> None:
-    drawn = part(page_of(chain), "Forgetting")
+    drawn = part(page_of(chain), "Forgetting").replace(NARROW, " ")
     for r in table(chain, "matrix"):
         if not r["exact"]: continue
         share, low, high = (100 * float(r[name]) for name in ("exact", "exact_low", "exact_high"))
@@ -124,7 +124,7 @@ def test_a_red_line_stops_the_chain_and_the_advice_is_to_restart(tmp_path: Path)
     assert "gamma crossed a red line: mode collapse, at step 160: 0.03, at least 0.1 allowed" in page and "restart the phase" in page
     assert ADVICE["mode_collapse"][1:].replace("'", "&#x27;") in page and page.count("✕ crossed") == 1
     assert "--resume" not in page # nobody is told to go on
-    assert sections(page) == CHAIN and "Not begun." in page and "stopped by the red line “mode collapse” at step 160" in page
+    assert sections(page) == CHAIN and "Not begun." in page and "Stopped by the red line “mode collapse” at step 160." in page
     inner = render_report(folder / "phases/gamma").read_text(encoding="utf-8")
     assert "crossed the red line “mode collapse” at step 160 and was stopped: restart it" in lead(inner) and "--resume" not in inner
 
@@ -137,7 +137,7 @@ def test_a_missed_gate_and_damaged_files(tmp_path: Path) -> None:
     assert "stopped after beta, which missed its gate (exact ≥ 0.99: 0.983)" in lead(page)
     assert "--resume" not in page and "Change that phase and run the chain again" in lead(page) # going on would judge the same again
     assert "2 of 4 phases (alpha, beta)" in lead(page) and "took 9.7 minutes with evaluations, 5.6 of them in an earlier run" in lead(page)
-    assert "not trained again: taken from curriculum-20260430-171500-0a1b" in page and "✕</span> exact ≥ 0.99" in page
+    assert "Not trained again: taken from curriculum-20260430-171500-0a1b" in page and "✕</span> exact ≥ 0.99" in page
     assert "samples.jsonl is damaged, see Limits" in page and "Damaged file: samples.jsonl (1 of 1 entries cannot be read)" in page
     assert "Beta: damaged file: claims.json (not JSON" in page
 

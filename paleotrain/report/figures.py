@@ -144,7 +144,8 @@ def curves(
     if tokens: token_axis(every[0], run)
     if heading: every[0].set_title(textwrap.fill(heading, 50), loc="left", size=10, color=INK, pad=10)
     every[-1].set_xlabel(x)
-    ticks = LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(7, integer=x.startswith("optimizer steps"))
+    whole = x.startswith(("optimizer steps", "letters", "tokens"))
+    ticks = LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(7, integer=whole)
     every[-1].xaxis.set(major_locator=ticks, major_formatter="{x:,.9g}")
     return figure
 

@@ -6,11 +6,11 @@
 __all__ = ['CHANGE', 'FREQUENCY', 'PARTS', 'RECOVERED', 'MASKED', 'EACH_UNIT', 'MINUTES', 'NO_SAMPLES', 'SCORES', 'CAUSAL',
            'SIZE', 'COMPUTE', 'MATCHED', 'CURVES', 'NO_RUNG', 'SCALING', 'WORDS_CUT', 'COST', 'TERMS', 'NO_TOKENIZER',
            'TOKENIZER', 'FATES', 'PREPARE', 'NO_BEGINNING', 'EVALUATE', 'GENERATE', 'KINDS', 'ANSWERS', 'NO_KIND',
-           'CHATDATA', 'EARLIER', 'LENGTHS', 'RED_LINES', 'SFT', 'CURRICULUM', 'BOTH', 'CHANGED', 'NOT_READ', 'KEYED',
-           'NO_KEY', 'TOKENS', 'RATES', 'NO_DOMAIN', 'LEARNING', 'CURVES_OF', 'QLORA', 'DOMAINS', 'PAGES', 'ABSENT',
-           'LOOK', 'Section', 'Page', 'section', 'page', 'dotted', 'lines', 'over', 'mixed', 'judged', 'answered',
-           'page_of', 'Shown', 'shown', 'style_sheet', 'in_notebook', 'part', 'report_notebook', 'trust',
-           'render_report', 'main']
+           'CHATDATA', 'EARLIER', 'LENGTHS', 'LEARNING', 'RED_LINES', 'SFT', 'BY_PHASE', 'CURRICULUM', 'BOTH',
+           'CHANGED', 'NOT_READ', 'KEYED', 'NO_KEY', 'TOKENS', 'RATES', 'NO_DOMAIN', 'CURVES_OF', 'QLORA', 'DOMAINS',
+           'PAGES', 'ABSENT', 'LOOK', 'Section', 'Page', 'section', 'page', 'dotted', 'lines', 'over', 'mixed',
+           'judged', 'answered', 'page_of', 'Shown', 'shown', 'style_sheet', 'in_notebook', 'part', 'report_notebook',
+           'trust', 'render_report', 'main']
 
 # %% ../../nbs/10_report/22_page.ipynb #0b02536b
 import re
@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from ..core.files import atomic_write, write_json
 from ..core.settings import UserError, load_settings
-from . import causal, chat, chat_data, chat_lines, compare, curriculum, domains
+from . import causal, chat, chat_data, compare, curriculum, domains
 from . import evaluate, figures, masked, oddities, prepare, qlora, scaling, sft, tokenizer
 from .blocks import Block, beside, data, each, environment_table, figure, glossary, header
 from .blocks import inputs_table, limits_html, parameters, repeat, told, verdicts
@@ -182,31 +182,32 @@ def over(block: Callable[[Mapping[str, RunRecord]], str]) -> Block: # of all tra
 
 EARLIER = "What the training does to what was there before: prompts of earlier phases, and text that is no chat."
 LENGTHS = "How many tokens a conversation has; dashed: what fits into the model's context."
-RED_LINES = section("Red lines", *map(over, (chat_lines.restart, chat_lines.red_lines, chat_lines.no_restart)))
+LEARNING = figure(chat.plot_learning, chat.learning_said, "No training step yet.")
+RED_LINES = section("Red lines", *map(over, (chat.restart, chat.red_lines, chat.no_restart)))
 
 def mixed(lengths: str) -> Block: # sources, and how long what they give is
-    return beside(over(chat.sources), figure(lambda run: chat.plot_lengths(chat.trainings(run)), lengths, "No lengths recorded."))
+    return beside(over(chat.sources), figure(chat.plot_lengths, lengths, "No lengths recorded."))
 
 SFT = page(sft.lead, "chat",
-    section("Before and after", sft.before_after, sft.on_the_way),
-    section("Curves", beside(figure(chat.plot_learning, sft.learning, "No evaluation yet."),
-                             figure(sft.plot_earlier, EARLIER, "No evaluation yet."))),
-    section("Scores", sft.sets_table, sft.kinds),
-    section("Failures", sft.wrong_answers),
+    section("Before and after", chat.prompts, sft.on_the_way),
+    section("Curves", beside(LEARNING, figure(sft.plot_earlier, EARLIER, "No evaluation yet."))),
+    section("Scores", sft.sets_table, chat.kinds),
+    section("Failures", lambda run: note(chat.LEGEND), chat.failures),
     RED_LINES,
     section("Oddities", oddities.oddities_html),
-    section("Data", over(chat.amounts), chat.example, mixed(LENGTHS), sft.data_notes), top=chat_lines.chat_header)
+    section("Data", over(chat.amounts), chat.example, mixed(LENGTHS), sft.data_notes), top=chat.chat_header)
+
+BY_PHASE = "After each phase, its own prompts first. "
 
 CURRICULUM = page(curriculum.lead, "chat",
-    section("Reference prompts", curriculum.prompts),
-    section("Forgetting", beside(figure(curriculum.plot_matrix, curriculum.matrix_said,
-            "No model judged yet, or no prompt of a phase has one right answer.", "tables/matrix.csv"), curriculum.forgetting_table)),
-    section("Phases", curriculum.phases_table, curriculum.phases_html),
+    section("Reference prompts", chat.prompts),
+    section("Forgetting", curriculum.matrix),
+    section("Phases", curriculum.phases_table, each(beside(chat.example, LEARNING))),
     section("Kinds of prompts", curriculum.kinds),
-    section("Failures", curriculum.wrong_answers),
+    section("Failures", lambda run: note(BY_PHASE + chat.LEGEND), each(chat.failures, "No answers judged yet.")),
     RED_LINES,
     section("Oddities", each(lambda run: oddities.without_links(oddities.oddities_html(run)), "No phase has been trained yet.")),
-    section("Data", over(chat.amounts), mixed(LENGTHS), each(sft.data_notes)), top=chat_lines.chat_header)
+    section("Data", over(chat.amounts), mixed(LENGTHS), each(sft.data_notes)), top=chat.chat_header)
 
 # %% ../../nbs/10_report/22_page.ipynb #10f0a08d
 BOTH = "Perplexity of a learnt token with 95 % intervals over n documents."
