@@ -48,8 +48,8 @@ def differing(expected: str, text: str) -> str:
         return f'<ins style="{EXTRA}">{esc(cut(text, 160))}</ins>{told}'
     def part(kind: str, i: int, j: int, k: int, m: int) -> str:
         if kind == "equal": return esc(text[k:m])
-        lacking, extra = seen(expected[i:j]), seen(text[k:m])
-        return f'<del style="{LACKING}">{lacking}</del>' * bool(lacking) + f'<ins style="{EXTRA}">{extra}</ins>' * bool(extra)
+        lacking = f'<del style="{LACKING}">{seen(expected[i:j])}</del>' if i < j else ""
+        return lacking + (f'<ins style="{EXTRA}">{seen(text[k:m])}</ins>' if k < m else "")
     return "".join(part(*code) for code in match.get_opcodes())
 
 LEGEND = (f'<ins style="{EXTRA}">underlined</ins>: should not be there; <del style="{LACKING}">struck through</del>: is lacking; '
@@ -141,8 +141,7 @@ def prompts(run: RunRecord) -> str:
     tally, n = reference(run), sum(s["expected"] is not None for s in rows)
     right = ", ".join(f"{stage} {number}" for stage, number in tally.items())
     bare = " The base's tags were put in for this and are untrained." if untaught(run) and tally.keys() & {"base", "before"} else ""
-    some = " that have one right answer" * (n < len(rows))
-    told = f"Exactly right, of {n}{some}: {esc(right)}.{esc(bare)} ✓ right, ✕ wrong; {LEGEND}."
+    told = f"Exactly right, of {n} that have one right answer: {esc(right)}.{esc(bare)} ✓ right, ✕ wrong; {LEGEND}."
     return note(told if n else "None of these prompts has one right answer.") + "".join(answer_grid(s["prompt"], s["expected"], stages(s)) for s in rows)
 
 # %% ../../nbs/10_report/14_chat.ipynb #1e74f46d
@@ -345,10 +344,9 @@ def amounts(runs: Mapping[str, RunRecord]) -> str:
 def plot_lengths(run: RunRecord) -> Figure | None:
     "How long the conversations are, one panel per training on one scale."
     def panel(name: str, run: RunRecord) -> Panel:
-        numbers = {r["tokens"]: float(r["examples"]) for r in run.tables.get("lengths", [])}
-        bars = [(tokens, height) for tokens, n in numbers.items() for height in (0, n, 0)]
-        limit = [run.get("data", "lengths").get("context", math.nan)] * len(numbers)
-        lines = [Line([x for x, _ in bars], [y for _, y in bars], style={"color": OURS, "lw": 1.6}),
-                 Line(limit, list(numbers.values()), style={"color": INK, "lw": 1, "ls": DASHES[0]})]
-        return Panel("", lines, title=f"{name}, n = {sum(numbers.values()):,.0f} conversations", ylim=(0, None))
+        rows, context = run.tables.get("lengths", []), run.get("data", "lengths").get("context", math.nan)
+        numbers = [float(r["examples"]) for r in rows]
+        bars = Line([r["tokens"] for r in rows for _ in range(3)], [height for n in numbers for height in (0, n, 0)], style={"color": OURS, "lw": 1.6})
+        limit = Line([context] * 2, [0, max(numbers, default=0)], style={"color": INK, "lw": 1, "ls": DASHES[0]})
+        return Panel("", [bars, limit] if rows else [], title=f"{name}, n = {sum(numbers):,.0f} conversations", ylim=(0, None))
     return curves(run, [panel(*one) for one in trainings(run).items()], "tokens in a conversation; dashed: the context")

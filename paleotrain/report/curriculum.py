@@ -99,9 +99,9 @@ def matrix_cell(row: dict[str, Any], own: bool, lost: float | None) -> str:
     if row.get("exact") is None: return '<td style="text-align:center;color:#5b6570">–</td>'
     frame = "outline:2.5px solid #1b1f24;outline-offset:-3px;" * own
     ends = " to ".join(f"{100 * row[end]:.1f}" for end in ("exact_low", "exact_high"))
-    gone = "" if lost is None else "<br>" + small("▼ " * (lost > 0) + f"{points(lost)} points lost")
+    if lost is not None: ends += "<br>" + "▼ " * (lost > 0) + f"{points(lost)} points lost"
     return (f'<td style="background:rgba(11,95,165,{.5 * row["exact"]:.2f});{frame}text-align:center;padding:.4rem .3rem;min-width:4.5rem">'
-            f'<b>{percent(row["exact"], False)}</b><br><span style="font-size:11.5px">{ends}</span>{gone}</td>')
+            f'<b>{percent(row["exact"], False)}</b><br><span style="font-size:11.5px">{ends}</span></td>')
 
 def matrix(run: RunRecord) -> str:
     "Exact match of every phase's prompts after every phase."
@@ -121,11 +121,8 @@ def matrix(run: RunRecord) -> str:
     return note(said + none * (not gone)) + heat_table("prompts of", columns, [line(after) for after in dict.fromkeys(str(r["after"]) for r in rows)])
 
 # %% ../../nbs/10_report/17_curriculum.ipynb #4f003870
-def of_data(phase: dict[str, Any]) -> str: # what was declared: `echo (gibberish only)`
-    data = phase.get("data", {})
-    rest = ", ".join(f"{plain_name(key)} {value}" for key, value in data.items() if key not in ("generator", "files", "evaluation"))
-    named = plain_name(data["generator"]) if "generator" in data else ", ".join(map(str, data.get("files", [])))
-    return f"{named} ({rest})" if rest else named
+def of_data(phase: dict[str, Any]) -> str: # as the chain's file declares it: `generator echo, gibberish only`
+    return ", ".join(f"{key} {str(value).strip('[]')}" for key, value in phase.get("data", {}).items() if key != "evaluation")
 
 def gates_html(run: RunRecord, name: str) -> str:
     "Each gate with what was reached, ticked or crossed; those declared, where none was judged."
