@@ -195,7 +195,6 @@ def kinds(run: RunRecord) -> str:
 def wrong_of(run: RunRecord, name: str) -> str:
     "Wrong answers of a set in the order of the file, the rest behind a click: nobody picked them."
     asked = [a for a in run.tables.get("answers", []) if a["set"] == name]
-    if not asked: return absent(run.lacking("tables/answers.csv", "No answers judged yet: this is done after training."))
     known, unclosed = judged(run, name), sum(not true(a["valid"]) for a in asked)
     wrong = [a for a in known if not true(a["exact"])]
     said = f"{count(len(wrong))} of {count(len(known))} answers are wrong ({percent(len(wrong) / len(known), False)})" if known else (
@@ -206,7 +205,9 @@ def wrong_of(run: RunRecord, name: str) -> str:
     return note(f"<b>{esc(name)}</b>: {said}{open_tag}.") + folded([shown(a) for a in wrong[:40]], 4, "wrong answers")
 
 def failures(run: RunRecord) -> str: # the phase's own prompts first
-    return "".join(wrong_of(run, name) for name in sets_of(run) or ["own"])
+    names = dict.fromkeys(str(a["set"]) for a in run.tables.get("answers", []))
+    missing = run.lacking("tables/answers.csv", "No answers judged yet: this is done after training.")
+    return "".join(wrong_of(run, name) for name in names) or absent(missing)
 
 # %% ../../nbs/10_report/14_chat.ipynb #5c40ebc8
 LINES = { # what is measured, and where it has to stay
