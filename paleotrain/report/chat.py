@@ -172,7 +172,8 @@ def learning_said(run: RunRecord) -> str:
     what = f"prompts answered exactly, shaded its 95{NARROW}% interval" if figure_shown(evals) == "exact" else (
         "answers that are well formed; no prompt has one right answer")
     other = " Training has replay in it and validation is the new lesson alone, so that the two losses are of different text." if mixed else ""
-    return f"Above: loss of a learnt token; below: the share of {what}. ★ the checkpoint kept.{other} n = {n:,} prompts at each evaluation."
+    counted = f" n = {n:,} prompts at each evaluation." if n else ""
+    return f"Above: loss of a learnt token; below: the share of {what}. ★ the checkpoint kept.{other}{counted}"
 
 # %% ../../nbs/10_report/14_chat.ipynb #75e8e68d
 def plot_kinds(run: RunRecord, name: str) -> Figure | None:
@@ -221,8 +222,7 @@ LINES = { # what is measured, and where it has to stay
 SHARES = {"garbage": "exact", "malformed_tags": "valid", "mode_collapse": "distinct"} # figures of an eval event
 
 def red_limits(run: RunRecord) -> dict[str, float]: # those of the run, else the defaults
-    config = run.get("config")
-    return RedLines().model_dump() | {name: config[name]["value"] for name in RedLines.model_fields if name in config}
+    return {name: run.get("config", name).get("value", default) for name, default in RedLines().model_dump().items()}
 
 class Reading(NamedTuple):
     "The figure of a red line at an evaluation."

@@ -58,11 +58,12 @@ def on_the_way(run: RunRecord) -> str:
     "The prompts shown at every evaluation, at up to four of them."
     found = run.of_kind("sample")
     if not found: return ""
-    chosen = spread(sorted({e["step"] for e in found}))
-    def grid(prompt: str) -> str:
-        own = [e for e in found if e["prompt"] == prompt]
-        return answer_grid(prompt, own[0].get("expected"), {f"step {e['step']:,}": str(e["text"]) for e in own if e["step"] in chosen})
-    return note(sentence(f"{unseen(run)}prompts on the way")) + folded([grid(prompt) for prompt in dict.fromkeys(e["prompt"] for e in found)], 4, "prompts")
+    steps = spread(sorted({e["step"] for e in found}))
+    expected = {e["prompt"]: e.get("expected") for e in found}
+    def answers(prompt: str) -> dict[str, str]:
+        return {f"step {e['step']:,}": str(e["text"]) for e in found if e["prompt"] == prompt and e["step"] in steps}
+    grids = [answer_grid(prompt, asked, answers(prompt)) for prompt, asked in expected.items()]
+    return note(sentence(f"{unseen(run)}prompts on the way")) + folded(grids, 4, "prompts")
 
 # %% ../../nbs/10_report/16_sft.ipynb #5a5d6416
 def plot_earlier(run: RunRecord) -> Figure | None:
