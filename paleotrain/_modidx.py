@@ -2689,8 +2689,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'paleotrain/report/domains.py'),
                                            'paleotrain.report.domains.adapter_lead': ( '10_report/domains.html#adapter_lead',
                                                                                        'paleotrain/report/domains.py'),
-                                           'paleotrain.report.domains.background': ( '10_report/domains.html#background',
-                                                                                     'paleotrain/report/domains.py'),
                                            'paleotrain.report.domains.cost_said': ( '10_report/domains.html#cost_said',
                                                                                     'paleotrain/report/domains.py'),
                                            'paleotrain.report.domains.crossed': ( '10_report/domains.html#crossed',

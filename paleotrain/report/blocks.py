@@ -124,7 +124,7 @@ def verdicts(run: RunRecord) -> str:
     if not run.claims: return absent(run.lacking("claims.json", "No claims yet: they are written before the first step."))
     columns = outcomes(run)
     def line(c: dict[str, Any], *figures: str) -> tuple[str, ...]:
-        cells = [esc(text).replace(" (", " <br>(") for text in figures] # an interval below its figure leaves room for the claim
+        cells = [esc(text).replace(" (", " <br>(") for text in figures] # leaves room for the claim
         units = small(typeset(f"{c.get('units'):,} units")) if c.get("units") is not None else ""
         return badge(c), claim_said(c), *cells[:-1], "<br>".join(filter(None, (cells[-1], units)))
     found, rest = [c["verdict"] for c in run.claims], not_run(run.claims)

@@ -30,7 +30,7 @@ from .summary import sentence
 SIGNS = {"learned": "▼", "forgotten": "▲", "unclear": "○"} # perplexity falls, rises, or it cannot be told
 
 def direction(row: Mapping[str, Any]) -> str:
-    "On which side of no change the whole interval lies; `unclear` where it rounds to nothing, or is of fewer than 20 documents."
+    "On which side of no change the whole interval lies; `unclear` where it is nothing, or of under 20 documents."
     low, high, units = row.get("change_low") or 0, row.get("change_high") or 0, row.get("units", row.get("test_units"))
     if max(abs(low), abs(high)) < .0005 or (units is not None and units < 20): return "unclear"
     return "learned" if high < 0 else "forgotten" if low > 0 else "unclear"
@@ -40,7 +40,7 @@ def domain_of(run: RunRecord) -> str: # what is adapted to
 
 OTHER = "other", "general" # roles of text that is not the adapter's own
 
-def rows_of(run: RunRecord, name: str, *roles: str) -> list[dict[str, Any]]: # that were measured, of a table: all, or of roles
+def rows_of(run: RunRecord, name: str, *roles: str) -> list[dict[str, Any]]: # of a table, that were measured
     return [r for r in run.tables.get(name, []) if r["after"] is not None and (not roles or r["role"] in roles)]
 
 def own_row(run: RunRecord, name: str = "test") -> dict[str, Any]: # of an own split; empty where it was not measured
@@ -93,7 +93,7 @@ def accuracy_said(run: RunRecord) -> str: # of all questions with a key, as a se
 def lead(run: RunRecord) -> str: return summary.lead(run, trained(run), [elsewhere_said(run), accuracy_said(run)])
 
 # %% ../../nbs/10_report/18_compare.ipynb #f7f035ae
-STROKES = {"base, unquantised": "full", "majority": "majority", "chance": "chance"} # what a row is held against, by column
+STROKES = {"base, unquantised": "full", "majority": "majority", "chance": "chance"} # columns of limits
 
 def row_name(row: Mapping[str, Any]) -> str: # with its documents, or questions
     return f"{textwrap.fill(str(row['set']), 26)}\nn = {count(row.get('n', row.get('units')))}"
@@ -107,7 +107,8 @@ def plot_pairs(
     "Base and adapter with intervals, a row a set."
     def row(one: Mapping[str, Any]) -> Row:
         marks = mark(one, "before", "base", BEFORE, scale), mark(one, "after", "with adapter", scale=scale)
-        return Row(row_name(one), marks, {name: scale * one[at] for name, at in STROKES.items() if one.get(at) is not None})
+        strokes = {name: scale * one[column] for name, column in STROKES.items() if one.get(column) is not None}
+        return Row(row_name(one), marks, strokes)
     return rows_figure(list(map(row, rows)), x, xlim=xlim)
 
 CHANGES: Mapping[str, Mapping[str, Any]] = {
@@ -148,7 +149,8 @@ def accuracy_table(rows: Sequence[Mapping[str, Any]]) -> str: # the same in figu
 def turned(run: RunRecord) -> str:
     "How many questions came to be right and wrong, from tables/choices.csv, as a sentence."
     asked = run.tables.get("choices", [])
-    long, right = sum(true(c.get("cut")) for c in asked), Counter((true(c["right_before"]), true(c["right_after"])) for c in asked)
+    right = Counter((true(c["right_before"]), true(c["right_after"])) for c in asked)
+    long = sum(true(c.get("cut")) for c in asked)
     if not asked: return ""
     turns = f"{right[False, True]} came to be right and {right[True, False]} to be wrong"
     same = f"{right[True, True]} were right before and after, {right[False, False]} wrong"
@@ -190,8 +192,8 @@ def samples(run: RunRecord, most: int = 6) -> str:
 
 # %% ../../nbs/10_report/18_compare.ipynb #c04fef19
 DROPOUT_OFF: Mapping[str, Any] = {"color": SOFT, "lw": 1.5, "ls": (0, (5, 2)), "marker": "s", "ms": 3.5}
-CURVES = ("Loss of a learnt token. Grey: as logged, dropout on, mean over steps. Squares: a fixed draw of training examples, "
-          "dropout off. Circles: validation. Straight lines: the base on both. ★ the checkpoint.")
+CURVES = ("Loss of a learnt token. Grey: as logged, dropout on, mean over steps. Squares: a fixed draw of training "
+          "examples, dropout off. Circles: validation. Straight lines: the base on both. ★ the checkpoint.")
 
 def plot_curves(run: RunRecord) -> Figure | None:
     "Logged and measured training loss, validation loss, and the base on both; checkpoint and resumes are marked."
@@ -203,7 +205,8 @@ def plot_curves(run: RunRecord) -> Figure | None:
     limits = {label: next(iter(series(run, "eval", name)[1]), None) for label, name in base.items()}
     return curves(run, [Panel("nats per learnt token", lines, limits)], heading=ending(run))
 
-RATES = {"tokens per second": "tokens_per_s", "memory, GB": "memory_gb", "norm of the gradient": "grad_norm", "learning rate": "learning_rate"}
+RATES = {"tokens per second": "tokens_per_s", "memory, GB": "memory_gb",
+         "norm of the gradient": "grad_norm", "learning rate": "learning_rate"}
 
 def plot_rates(run: RunRecord) -> Figure | None: # what the training was like, a panel each
     lines = {title: Line(*series(run, "train", name), style=TRAINING) for title, name in RATES.items()}

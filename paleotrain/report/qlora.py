@@ -69,15 +69,20 @@ def memory_table(run: RunRecord) -> str:
     return table("lrlr", ("memory", "size", "arithmetic", "of the sum"), [line(*part) for part in parts])
 
 # %% ../../nbs/10_report/20_qlora.ipynb #fb4543fd
+CUT = {"prompts": "Their beginning is gone: the question and the answer are kept, not all of what it is asked about.",
+       "answers": "Their end was not learnt: the model is not taught to stop there."}
+
 def data_notes(run: RunRecord) -> str:
     "How the text was split, what was cut and left out, and the files it came from."
     data, cut = run.get("data"), run.get("data", "cut")
     lengths = {name: count(value) for name, value in run.get("data", "lengths").items()}
     facts = [data.get("split_by", "")]
     if lengths:
-        facts.append("an example has {median} tokens in the middle, 95 % have at most {p95}, the longest {max}; the context holds {context}"
-                     .format_map(lengths))
-    if cut: facts.append(f"cut to fit: {cut['prompts']:,} prompts at their beginning, {cut['answers']:,} answers at their end")
+        facts.append("an example has {median} tokens in the middle, 95 % have at most {p95}, the longest {max}; "
+                     "the context holds {context}".format_map(lengths))
+    amounts = {name: count(cut.get(name, 0)) for name in CUT}
+    said = "cut to fit: {prompts} prompts at their beginning, {answers} answers at their end".format_map(amounts)
+    if cut: facts.append(said)
     if data.get("duplicates") is not None: facts.append(f"duplicates removed: {count(data['duplicates'])}")
     return listed(facts) + (inputs_table(run) if run.manifest.get("inputs") else "")
 
@@ -98,15 +103,16 @@ def of_splits(run: RunRecord) -> Iterator[Oddity]:
         apart = (a.get("after_high") or a["after"]) < (b.get("after_low") or b["after"])
         chance = "do not overlap" if apart else "overlap, so that it may be the draw of the documents"
         base = "reads it better too: it is the easier text" if a["before"] < b["before"] else "does not"
-        yield Oddity("Before and after", what, f"Their intervals {chance}; the base {base} ({against(a, b, 'before')}){tail}.")
+        why = f"Their intervals {chance}; the base {base} ({against(a, b, 'before')}){tail}."
+        yield Oddity("Before and after", what, why)
 
 def of_base(run: RunRecord) -> Iterator[Oddity]:
     "A base that is already better than its adapter, and other sets that gained more than the own test text."
     row, valid, base = own_row(run), series(run, "eval", "nats")[1], series(run, "eval", "base_nats")[1]
     change = row.get("change")
     if change is not None and change >= 0:
-        worse = direction(row) == "forgotten"
-        sure = "is above zero with its whole interval: it made the model worse here" if worse else "is not certain, but shows no gain"
+        sure = "is not certain, but shows no gain"
+        if direction(row) == "forgotten": sure = "is above zero with its whole interval: it made the model worse here"
         why = "A base that knows this text leaves little to learn; a large learning rate or few examples do the rest."
         both = f"({number(row['before'])} against {number(row['after'])})"
         what = f"The base is better already on the test text of {domain_of(run)} {both}"
@@ -128,36 +134,36 @@ def of_questions(run: RunRecord) -> Iterator[Oddity]:
         name, after, majority = row["set"], row["after"], row.get("majority") or 0
         if after < row["before"] and fell:
             sure = "certain" if direction(row) == "learned" else "not certain: the interval contains zero"
-            what = f"On {name} fewer questions are answered right ({between(row, 'change', points)} points) though the perplexity fell"
+            fewer = f"fewer questions are answered right ({between(row, 'change', points)} points)"
             why = "Perplexity is about every token of an answer, accuracy about one choice; the loss is"
-            yield Oddity("Questions with a key", what, f"{why} {sure} (n = {count(row['n'])}).")
+            why = f"{why} {sure} (n = {count(row['n'])})."
+            yield Oddity("Questions with a key", f"On {name} {fewer} though the perplexity fell", why)
         if after < majority:
             better = f"would be right more often ({share(majority)}) than the adapter ({share(after)})"
             what = f"On {name} always giving the most frequent key {better}"
-            yield Oddity("Questions with a key", what, "What is measured is then mostly which key the model prefers, not what it knows.")
-
-CUT = {"prompts": "Their beginning is gone: the question and the answer are kept, but what it is asked about may be lacking.",
-       "answers": "Their end was not learnt: the model is not taught to stop there."}
+            why = "What is measured is then mostly which key the model prefers, not what it knows."
+            yield Oddity("Questions with a key", what, why)
 
 def of_amounts(run: RunRecord) -> Iterator[Oddity]:
     "Sets too small to tell, text that was cut to fit, memory measured far from what was predicted."
     sets = [f"{r['set']} ({count(r['units'])} documents)" for r in rows_of(run, "losses") if (r["units"] or 20) < 20]
-    why = "With fewer than 20 an interval cannot be trusted, and there is no verdict. More documents decide it, not more training."
+    why = "With fewer than 20 an interval cannot be trusted: no verdict. More documents decide it, not more training."
     if sets: yield Oddity("Before and after", f"Too few documents: {', '.join(sets)}", why)
     asked = [f"{r['set']} ({count(r['documents'])} documents)" for r in rows_of(run, "accuracy") if true(r.get("few"))]
     why = "One answer more or less moves the accuracy by points."
     if asked: yield Oddity("Questions with a key", f"Too few questions: {', '.join(asked)}", why)
     cut, context = run.get("data", "cut"), run.get("data", "lengths").get("context")
     for what in (name for name in CUT if cut.get(name)):
-        yield Oddity("Data", f"{count(cut[what])} {what} were cut to fit the context of {count(context)} tokens", CUT[what])
+        fit = f"were cut to fit the context of {count(context)} tokens"
+        yield Oddity("Data", f"{count(cut[what])} {what} {fit}", CUT[what])
     plan, real = run.get("memory").get("predicted"), run.get("memory").get("measured")
     if not plan or not real or abs(real / plan - 1) < .15: return
     why = "The plan counts tensors; the allocator's blocks and buffers of libraries come on top."
     if real < plan: why = "The plan allows for a peak that was not reached."
     yield Oddity("Adapter", f"Memory measured is {percent(real / plan - 1)} from the prediction", why)
 
-SEARCHED = ("a base that is already better, a set that is easier than it should be, more gained elsewhere, accuracy that goes the "
-            "other way, sets too small, text cut, memory off its plan, ")
+SEARCHED = ("a base that is already better, a set that is easier than it should be, more gained elsewhere, "
+            "accuracy that goes the other way, sets too small, text cut, memory off its plan, ")
 
 def oddities_html(run: RunRecord) -> str: # those of an adapter, then those of any training
     found = [*of_base(run), *of_splits(run), *of_questions(run), *of_amounts(run)]

@@ -23,13 +23,14 @@ def claims_table(folder: Path) -> str:
     rows = [["claim", *(name.replace("change", "change (95 % interval)") for name in columns), "verdict"]]
     for claim, *figures in zip(asked(run), *columns.values(), strict=True):
         if changed(claim): figures[2] = figures[2].partition(" (")[0] # there is room for one interval
-        rows.append([claim["statement"], *(text or "–" for text in figures), f"{BADGES[claim['verdict']]} {claim['verdict']}"])
-        states, points = compared(claim, COMPARED), claim.get("points_to")
-        if states or points: rows.append([f"  {states}", *[""] * len(figures), f"  points to {points}" if points else ""])
+        verdict = f"{BADGES[claim['verdict']]} {claim['verdict']}"
+        rows.append([claim["statement"], *(text or "–" for text in figures), verdict])
+        states, points = compared(claim, COMPARED), f"  points to {claim.get('points_to')}" if claim.get("points_to") else ""
+        if states or points: rows.append([f"  {states}", *[""] * len(figures), points])
     return "\n".join(filter(None, (text_table(rows, f"l{'r' * len(columns)}l"), not_run(run.claims))))
 
 # %% ../../nbs/10_report/23_terminal.ipynb #4bc07261
-SHOWN = {"": measured, "  change": changed, "  verdict": lambda result: result.get("verdict", "")} # of each metric, in lines
+SHOWN = {"": measured, "  change": changed, "  verdict": lambda result: result.get("verdict", "")}
 
 def compare_runs(folders: list[Path]) -> str:
     "Status, metrics with their intervals, and the parameters that differ, one column per run, for a terminal."
@@ -44,9 +45,9 @@ def compare_runs(folders: list[Path]) -> str:
     for name in dict.fromkeys(chain(*(run.get("config") for run in runs))):
         values = [str(run.get("config", name).get("value", "–")) for run in runs]
         if len(set(values)) > 1: rows.append((name, values))
-    shown = text_table([[label, *(cell or "–" for cell in cells)] for label, cells in rows if any(cells)], "l" + "r" * len(runs))
+    shown = [[label, *(cell or "–" for cell in cells)] for label, cells in rows if any(cells)]
     read = {frozenset(entry["sha256"] for entry in run.manifest.get("inputs", [])) for run in runs}
     hidden = {run.get("data")["windows"] for run in runs if "windows" in run.get("data")}
     warnings = ["The runs read different files: their figures are not comparable."] * (len(read) > 1)
     warnings += ["The hidden words differ, so the figures are not comparable."] * (len(hidden) > 1)
-    return "\n\n".join([shown, *warnings])
+    return "\n\n".join([text_table(shown, "l" + "r" * len(runs)), *warnings])
