@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'CHOOSES', 'STAGES', 'ENDS', 'FACTS', 'SHOWN', 'trained_on', 'held_out', 'score', 'told', 'result', 'lead',
-           'asked', 'validation', 'plot_loss', 'over', 'minutes', 'plot_minutes', 'reached', 'panels', 'plot_rates',
+           'asked', 'limits', 'plot_loss', 'over', 'minutes', 'plot_minutes', 'reached', 'panels', 'plot_rates',
            'plot_speed', 'scores_table', 'units_of', 'plot_units', 'units_table', 'spread', 'cut', 'written', 'folded',
            'development', 'about', 'samples', 'model_facts']
 
 # %% ../../nbs/10_report/07_causal.ipynb #34b2dba7
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,49 +63,47 @@ def lead(run: RunRecord) -> str: return summary.lead(run, trained_on(run), [resu
 CHOOSES = "validation_nats_per_character" # the claim about the figure that chooses the checkpoint
 
 def asked(run: RunRecord) -> float | None: # nats per character that the claim asks for
-    found = [re.search(r"(\d+(?:\.\d+)?)(?! ?%)(?![\d.])", c["criterion"]) for c in run.claims if c["id"] == CHOOSES] # a share of a baseline is no line
-    return float(found[0][1]) if found and found[0] else None
+    criterion = next((c["criterion"] for c in run.claims if c["id"] == CHOOSES), "")
+    found = re.search(r"(\d+(?:\.\d+)?)(?! ?%)(?![\d.])", criterion) # a share of a baseline is no line
+    return float(found[1]) if found else None
 
-def validation(run: RunRecord, x: Sequence[float], reference: Mapping[str, float | None] = {}) -> Panel:
-    "Validation loss over `x`, a value for each evaluation, with the checkpoint and the criterion."
-    steps, nats = series(run, "eval", "nats")
-    best = [steps.index(step) for step, _ in kept(run)]
-    limits = {f"criterion\n{number(asked(run))}": asked(run), **reference}
-    return Panel("nats per character", [Line(x, nats, "validation", star=best[0] if best else None)], limits)
+def limits(run: RunRecord) -> dict[str, float | None]: return {f"criterion {number(asked(run))}": asked(run)} # of the validation loss
 
 # %% ../../nbs/10_report/07_causal.ipynb #3ce91034
 def plot_loss(run: RunRecord) -> Figure | None:
     "Training and validation loss over steps; checkpoint, criterion, resumes and the reason for the end are marked."
-    train, panel = Line(*series(run, "train", "loss"), "training", TRAINING), validation(run, series(run, "eval", "nats")[0])
-    token = Panel("nats per token", [train, Line(*series(run, "eval", "nats_per_token"), "validation")])
+    train, (steps, nats) = Line(*series(run, "train", "loss"), "training", TRAINING), series(run, "eval", "nats")
+    best = next((steps.index(step) for step, _ in kept(run)), None)
     alike = abs(run.get("parent", "tokenizer").get("characters_per_token", 0) - 1) < .01 # a token is a character
-    panels = [panel._replace(lines=[train, *panel.lines])] if alike else [token, panel]
-    return curves(run, panels, heading=ending(run), tokens=True)
+    panels = [Panel("nats per token", [train, Line(*series(run, "eval", "nats_per_token"), "validation")]),
+              Panel("nats per character", [train] * alike + [Line(steps, nats, "validation", star=best)], limits(run))]
+    return curves(run, panels[alike:], heading=ending(run), tokens=True)
 
 # %% ../../nbs/10_report/07_causal.ipynb #5ded6266
-def over(run: RunRecord, name: str, measure: str) -> tuple[list[float], list[float]]:
-    "A measure of each evaluation, and what had been counted of `name` in training by then."
+def over(run: RunRecord, name: str, measure: str, unit: float) -> tuple[list[float], list[float]]:
+    "A measure of each evaluation after the first step, and how much of `name` training had counted by then."
     (steps, values), (at, figures) = series(run, "train", name), series(run, "eval", measure)
-    return np.interp(at, [0, *steps], [0, *values]).tolist(), figures
+    begun = sum(step == 0 for step in at)
+    return (np.interp(at[begun:], [0, *steps], [0, *values]) / unit).tolist(), figures[begun:]
 
-def minutes(run: RunRecord) -> list[float]: return [second / 60 for second in over(run, "seconds", "nats")[0]] # of training
+def minutes(run: RunRecord) -> tuple[list[float], list[float]]: return over(run, "seconds", "nats", 60) # and the validation loss then
 
 def plot_minutes(run: RunRecord) -> Figure | None:
-    "Validation loss over minutes of training, with criterion and reference; its first fall lies above the frame."
-    value, nats = run.get("reference").get("value"), series(run, "eval", "nats")[1]
-    lines = [line for line in (asked(run), value) if line is not None]
-    top = min(1.05 * max(nats), 1.5 * max([min(nats), *lines])) if nats else None
-    panel = validation(run, minutes(run), {f"reference\n{number(value)}": value})
-    return curves(run, [panel._replace(ylim=(None, top))], "minutes of training")
+    "Validation loss over minutes of training, with criterion and reference."
+    value = run.get("reference").get("value")
+    lines = limits(run) | {f"reference {number(value)}": value}
+    return curves(run, [Panel("nats per character", [Line(*minutes(run), "validation")], lines)], "minutes of training")
 
 def reached(run: RunRecord) -> str:
     "When the reference was reached, for the caption; it lies between two evaluations."
-    reference = run.get("reference")
+    reference, before = run.get("reference"), ""
     if not reference: return ""
-    below = [minute for minute, nats in zip(minutes(run), series(run, "eval", "nats")[1], strict=True) if nats <= reference["value"]]
-    before = [minute for minute in minutes(run) if below and minute < below[0]]
-    when = f"reached by {below[0]:.1f} min" if below else "not reached"
-    if before: when += f", not yet at {before[-1]:.1f} min"
+    when = "not reached"
+    for minute, nats in zip(*minutes(run), strict=True):
+        if nats <= reference["value"]:
+            when = f"reached by {minute:.1f} min{before}"
+            break
+        before = f", not yet at {minute:.1f} min"
     return f" Dotted: the reference of {number(reference['value'])} ({reference['label']}), {when}."
 
 # %% ../../nbs/10_report/07_causal.ipynb #12eedb9e
@@ -137,7 +135,7 @@ def plot_units(run: RunRecord) -> Figure | None:
     rows, together = units_of(run), score(run, "bits per byte")
     units = Line([row["bytes"] for row in rows], [row["bits_per_byte"] for row in rows], style=DOTS)
     limits = {"all together": together.get("value"), str(together.get("baseline_name")): together.get("baseline")}
-    return curves(run, [Panel("bits per byte", [units], limits)], f"bytes of a unit of the {held_out(run)} text")
+    return curves(run, [Panel("bits per byte", [units], limits)], "bytes of the unit")
 
 def units_table(run: RunRecord) -> str:
     "The units that cost most and least."
@@ -200,13 +198,13 @@ def samples(missing: str) -> Block:
 
 # %% ../../nbs/10_report/07_causal.ipynb #928837f4
 def model_facts(run: RunRecord) -> str:
-    "Origin, shape, size asked and made, context, tokenizer and device."
+    "Shape, size asked and made, context, tokenizer and device."
     parent, tokenizer, h = run.get("parent"), run.get("parent", "tokenizer"), run.get("hardware")
     if not parent: return absent("No model made yet.")
     off = f", {percent(parent['parameters'] / parent['asked'] - 1)} from the {parent['asked']:,} asked" if parent.get("asked") else ""
     shape = [f"{name.removeprefix('num_').replace('_', ' ')} {value:,}" for name, value in (parent.get("shape") or {}).items()]
-    facts = {"begun from": parent["model"], "parameters": f"{parent['parameters']:,}{off}", "shape": ", ".join(shape),
-             "context": f"{parent['context']:,} tokens" if parent.get("context") else "",
+    facts = {"parameters": f"{parent['parameters']:,}{off}", "shape": ", ".join(shape),
+             "context": f"{count(parent.get('context'))} tokens",
              "tokenizer": f"{tokenizer['kind']}, {tokenizer['vocabulary']:,} tokens in the vocabulary, "
                           f"{number(tokenizer['characters_per_token'])} characters per token" if tokenizer else "",
              "computed": ", ".join(filter(None, (h.get("device"), h.get("precision"), h.get("attention"))))}

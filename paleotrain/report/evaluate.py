@@ -130,8 +130,7 @@ def generated(run: RunRecord) -> str:
     total = rows[0]
     ends = ", ".join(f"{count(total[f'ended_by_{name}'])} {said}" for name, said in ENDS.items() if total[f"ended_by_{name}"])
     said = (f"{count(total['texts'])} texts of {count(total['tokens'])} tokens in all, written to {max(1, len(rows) - 1)} prompts by a {parent['family']} "
-            f"of {magnitude(parent['parameters'])} parameters at temperature {drawn['value']:g}: {ends}. "
-            f"{percent(total['repeated_4'], False)} of the word 4-grams had appeared in their text before.")
+            f"of {magnitude(parent['parameters'])} parameters at temperature {drawn['value']:g}: {ends}.")
     return summary.lead(run, said)
 
 def statistics_table(run: RunRecord) -> str:

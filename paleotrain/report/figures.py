@@ -112,7 +112,7 @@ def draw_panel(axes: Any, run: RunRecord, panel: Panel) -> None:
         if len(limits) == 1: axes.annotate(name, (1.02, value), xycoords=("axes fraction", "data"), va="center", size=8.8, color=INK)
     labels = len(axes.get_legend_handles_labels()[1])
     if labels > 4: axes.figure.legend(loc="outside lower center", ncols=2, columnspacing=1) # inside it would hide the lines
-    elif labels > 1: axes.legend()
+    elif labels > 1: axes.legend(frameon=True, edgecolor="none") # no limit strikes through its words
     axes.set_ylabel(panel.unit)
     axes.set_title(panel.title, loc="left", size=10)
     axes.set_title(panel.aside, loc="right", size=10, color=SOFT)

@@ -87,7 +87,7 @@ def lines(run: RunRecord) -> str: # of the figures of a loss
     return star + " Dashed: the criterion." * (causal.asked(run) is not None) + " Dotted, upright: a resume." * bool(figures.resumes(run))
 
 EACH_UNIT = "Bits per byte of each unit by its length. Dashed: all together; dotted: the baseline."
-MINUTES = "Validation loss over the minutes of training alone; its first fall may lie above."
+MINUTES = "Validation loss over the minutes of training alone, from the first evaluation after its start."
 NO_SAMPLES = "No samples of the chosen checkpoint: they are drawn after training."
 SCORES = section("Scores", causal.scores_table,
                  beside(figure(causal.plot_units, EACH_UNIT, "No unit scored yet.", "tables/units.csv"), causal.units_table))
@@ -109,7 +109,7 @@ SIZE = ("Bits per byte of the test text against parameters, both axes logarithmi
 COMPUTE = "The same against training compute, 6 N D."
 MATCHED = ("Bits per byte of the rungs of the same size, with 95 % intervals over the test texts: "
            "how text is cut into tokens does not enter this figure.")
-CURVES = ("Bits per byte of the validation text over the tokens read, every rung, both axes logarithmic. "
+CURVES = ("Bits per byte of the validation text over the tokens read, every rung, the later the thicker; both axes logarithmic. "
           "Solid and filled: subwords; dotted and open: characters.")
 NO_RUNG = "No rung has finished yet.", "tables/ladder.csv"
 
@@ -126,7 +126,7 @@ SCALING = page(scaling.lead, "scaling",
 # %% ../../nbs/10_report/22_page.ipynb #592c6187
 WORDS_CUT = ("How words are cut: the share of the words of the test text that stay whole or are cut into 2, 3, 4 or more pieces, "
              "each tokenizer as trained.")
-COST = "What a word costs: tokens per word with the 95 % interval over documents. ■ as trained, ● with the terms."
+COST = "What a word costs: tokens per word with the 95 % interval over documents."
 TERMS = ("Terms of one word that the training text has, by category with their number: the share that is cut, the mean of four places: "
          "after a space, after a bracket, before a comma, at the start of a text. Dashed: 1 %.")
 NO_TOKENIZER = "No tokenizer has been judged yet.", "tables/comparison.csv"

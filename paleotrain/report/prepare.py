@@ -52,7 +52,7 @@ def plot_fates(run: RunRecord) -> Figure | None:
 # %% ../../nbs/10_report/11_prepare.ipynb #1021aeb2
 def dropped_table(run: RunRecord) -> str:
     "Every reason for which documents were left out, with the beginnings of some."
-    rows = [(esc(r["stage"]), esc(r["reason"]), count(r["documents"]), "<br>".join(small(line) for line in str(r["examples"] or "").split("\n")))
+    rows = [(esc(r["stage"]), esc(r["reason"]), count(r["documents"]), "<br>".join(small(line) for line in r["examples"].split("\n")))
             for r in run.tables.get("dropped", [])]
     return table("llrl", ("stage", "reason", "documents", "how some of them begin"), rows) or absent(run.lacking("tables/dropped.csv", "Nothing was dropped."))
 

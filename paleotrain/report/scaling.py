@@ -75,12 +75,12 @@ def laws_table(run: RunRecord) -> str:
     if not laws: return absent(run.lacking("tables/laws.csv", "No line is fitted: that takes three sizes of one family and tokenizer."))
     rows = [(esc(f"{law['family']}, {law['tokenizer']}"), esc(law["against"]), count(law["rungs"]),
              spanned(law["exponent"], law["low"], law["high"], lambda b: f"{b:.3f}".replace("-", "−")), percent(law["miss"], False),
-             interval(law, "predicted"), number(law["measured"]), percent(law["error"])) for law in laws]
+             interval(law, "predicted"), percent(law["error"])) for law in laws]
     head = ("models", "against", "rungs", f"exponent b (95{NARROW}% interval)", "farthest point off the line",
-            "largest rung as the smaller ones have it", "as measured", "error")
+            "largest rung as the smaller ones have it", "its error")
     said = ("L = a N<sup>−b</sup>, least squares in logarithms. The interval covers the test text alone: not another seed, nor whether a power law is "
             "the right form; a line through three points always looks good. The last columns fit the line without the largest rung and extend it to it.")
-    return note(said) + table("llrrrrrr", head, rows)
+    return note(said) + table("llrrrrr", head, rows)
 
 # %% ../../nbs/10_report/08_scaling.ipynb #b454aef1
 def matched_rungs(run: RunRecord) -> list[dict[str, Any]]:
@@ -109,12 +109,11 @@ def ladder_table(run: RunRecord) -> str:
 # %% ../../nbs/10_report/08_scaling.ipynb #ed9ddbca
 def plot_curves(run: RunRecord) -> Figure | None:
     "Validation bits per byte of every rung over the tokens it has read."
-    def line(name: str, rung: RunRecord) -> Line:
+    def line(place: int, name: str, rung: RunRecord) -> Line: # a rung after another is thicker
         family, tokenizer, _ = name.rsplit("-", 2)
-        tokens, figures = over(rung, "tokens", "bits_per_byte") # the first one is before training
-        style = look(family, tokenizer) | {"ls": LINES[tokenizer], "lw": 1.5, "ms": 5}
-        return Line([token / 1e6 for token in tokens[1:]], figures[1:], name.replace("-", " "), style)
-    lines = [line(name, rung) for name, rung in run.inner.items()]
+        style = look(family, tokenizer) | {"ls": LINES[tokenizer], "lw": 1 + place / 2, "ms": 4 + place}
+        return Line(*over(rung, "tokens", "bits_per_byte", 1e6), name.replace("-", " "), style)
+    lines = [line(place, *rung) for place, rung in enumerate(run.inner.items())]
     return curves(run, [Panel("bits per byte of the validation text", lines)], "million tokens read", width=9.8, log=True)
 
 # %% ../../nbs/10_report/08_scaling.ipynb #261fe279

@@ -19,7 +19,6 @@ from .causal import folded
 from .figures import AFTER, BEFORE, GREY, INK, Bars, Mark, Row, arrow, bars_figure, mark, rows_figure
 from .record import NARROW, RunRecord, absent, count, esc, interval, magnitude, note, number, percent
 from .record import small, table
-from .summary import sentence
 
 # %% ../../nbs/10_report/12_tokenizer.ipynb #7728feec
 def cut_share(rows: Sequence[dict[str, Any]], when: str) -> float: # of terms of one word, `pieces_before` or `pieces_after`
@@ -33,17 +32,13 @@ def judged(run: RunRecord, terms: bool) -> list[dict[str, Any]]: # the tokenizer
     return [r for r in run.tables.get("comparison", []) if bool(r["terms"]) == terms]
 
 def lead(run: RunRecord) -> str:
-    "What was trained on how much, what a word costs, and what became of the terms, as an HTML paragraph."
+    "What was trained on how much, and what a word costs, as an HTML paragraph; of the terms the claims speak."
     train, rows = run.get("data", "splits", "train"), sorted(judged(run, False), key=lambda r: r["tokens_per_word"])
     if not rows: return summary.lead(run, run.lacking("tables/comparison.csv", "No tokenizer has been judged yet."))
     said = (f"{len(rows)} tokenizers, trained on {magnitude(train['words'])} words from {magnitude(train['documents'])} documents, cut the "
             f"{magnitude(rows[0]['words'])} words of {magnitude(rows[0]['units'])} documents that training had not seen.")
-    facts = [sentence("a word costs " + ", ".join(f"{number(r['tokens_per_word'])} tokens with {r['tokenizer']}" for r in rows))]
-    for label in (str(r["tokenizer"]) for r in judged(run, True)):
-        terms = one_word(run, label)
-        facts.append(f"Of {len(terms):,} terms of one word {label} cut {percent(cut_share(terms, 'pieces_before'), False)} before they were added, "
-                     f"{percent(cut_share(terms, 'pieces_after'), False)} after.")
-    return summary.lead(run, said, facts)
+    costs = ", ".join(f"{number(r['tokens_per_word'])} tokens with {r['tokenizer']}" for r in rows)
+    return summary.lead(run, said, [f"A word costs {costs}."])
 
 # %% ../../nbs/10_report/12_tokenizer.ipynb #2931932f
 BOX = "display:inline-block;border:1px solid #a3acb6;border-radius:3px;padding:0 .22em;margin:1px 1px;min-width:.7em;text-align:center;background:"
@@ -114,10 +109,8 @@ def plot_terms(run: RunRecord) -> Figure | None:
         shares = [100 * cut_share(terms, when) for when in ("pieces_before", "pieces_after")]
         marks = [Mark(shares[0], label="before", style=BEFORE), Mark(shares[1], label="with the terms added")]
         return Row(f"{category} ({len(terms)}), {label}", marks, aside=arrow(shares))
-    labels = [str(r["tokenizer"]) for r in judged(run, True)]
-    categories = Counter(r["category"] for label in labels for r in one_word(run, label)).most_common()
-    rows = [row(label, category) for category, _ in categories for label in labels]
-    return rows_figure(rows, "terms that are cut, %", {"at most 1 %": 1}, width=9.8)
+    terms = Counter((str(r["tokenizer"]), r["category"]) for one in judged(run, True) for r in one_word(run, one["tokenizer"]))
+    return rows_figure([row(*group) for group, _ in terms.most_common()], "terms that are cut, %", {"at most 1 %": 1}, width=9.8)
 
 # %% ../../nbs/10_report/12_tokenizer.ipynb #b8bb3c22
 SEEN = (("never", 0, 0), ("1 to 4 times", 1, 4), ("5 to 19 times", 5, 19), ("20 to 99 times", 20, 99), ("100 times or more", 100, 10**12))
