@@ -1020,6 +1020,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'paleotrain/data/splits.py'),
                                         'paleotrain.data.splits.Splits.inputs': ( '03_data/splits.html#splits.inputs',
                                                                                   'paleotrain/data/splits.py'),
+                                        'paleotrain.data.splits.Splits.texts': ( '03_data/splits.html#splits.texts',
+                                                                                 'paleotrain/data/splits.py'),
                                         'paleotrain.data.splits._Seen': ('03_data/splits.html#_seen', 'paleotrain/data/splits.py'),
                                         'paleotrain.data.splits._first_pass': ( '03_data/splits.html#_first_pass',
                                                                                 'paleotrain/data/splits.py'),

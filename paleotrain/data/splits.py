@@ -52,6 +52,9 @@ class Splits:
             for document, where in zip(read_documents([path], ReadReport()), plan, strict=True):
                 if where == split: yield document
 
+    def texts(self, split: str) -> Iterator[str]: # read anew as well
+        return (document.text for document in self.documents(split))
+
 # %% ../../nbs/03_data/07_splits.ipynb #d24fad40
 def _marks(text: str) -> tuple[int, list[tuple[int, int]]]:
     "Characters of the folded text, and (hash, characters) of each paragraph that counts."

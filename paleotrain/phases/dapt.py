@@ -98,7 +98,7 @@ def prepare(run: Run, config: DaptConfig, settings: Settings) -> DaptData:
     if terms_file: inputs.append(file_entry(terms_file, "terms", settings))
     record_inputs(run, inputs, title=f"Adapting {Path(config.base_model).name} to {config.domain}", data=data_summary(splits, general))
     warn_of_text(run, splits, general)
-    met = count_terms((d.text for d in splits.documents("train")) if terms else (), terms)
+    met = count_terms(splits.texts("train") if terms else (), terms)
     data = DaptData(splits, general, terms, pattern, windows, met)
     doubt_parent(run, data, inputs, base)
     doubt_text(run, data)
@@ -166,7 +166,7 @@ def check_head(run: Run, loaded: LoadedModel, data: DaptData) -> tuple[str, str]
         return "missing", NO_HEAD
     general = data.windows["general/validation"] if data.general else []
     part, windows = (data.general or data.splits, general) if general else (data.splits, data.windows["domain/validation"])
-    texts = (d.text for d in islice(part.documents("train"), 2000))
+    texts = islice(part.texts("train"), 2000)
     scores = score(loaded.model, loaded.tokenizer, windows)
     blind = replace(scores, nats=scores.pieces.astype(np.float64) * math.log(len(loaded.tokenizer))) # every piece equally likely
     model, unigram, guess = (perplexity(one) for one in (scores, unigram_scores(loaded.tokenizer, texts, windows), blind))
@@ -204,7 +204,7 @@ def load_base(run: Run, config: DaptConfig, data: DaptData, settings: Settings) 
     check_length(config, loaded.model)
     old = loaded.tokenizer
     parent = parent_facts(run, place, loaded, settings)
-    if unknown := unknown_characters(old, (d.text for d in islice(data.splits.documents("train"), 200))): run.warn(unknown)
+    if unknown := unknown_characters(old, islice(data.splits.texts("train"), 200)): run.warn(unknown)
     tokenizer, added = more_words(run, config, data, loaded)
     fit_windows(run, data.windows, [(loaded.model, old), (loaded.model, tokenizer)])
     doubt_words(run, data, old, tokenizer)

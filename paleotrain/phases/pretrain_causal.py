@@ -99,7 +99,7 @@ def _by_document(run: Run, config: PretrainConfig, settings: Settings) -> Causal
     words = {"validation": max(config.eval_words, config.test_words), "test": config.test_words}
     documents = {split: sample_documents(splits, split, seed=config.seed) for split in words}
     held = {split: drawn_words(documents[split], most, config.seed) for split, most in words.items()}
-    data = CausalData(lambda: (d.text for d in splits.documents("train")), held, f"{splits.hash}/train", False, "")
+    data = CausalData(lambda: splits.texts("train"), held, f"{splits.hash}/train", False, "")
     data.kind = unit_kind(documents[data.judged])
     counts = {split: dict(count) for split, count in splits.counts.items()}
     for split, texts in held.items(): counts[split]["characters"] = size_of(texts)["characters"]

@@ -8,7 +8,6 @@ __all__ = ['HALF', 'PretrainData', 'prepare', 'load_or_make', 'masked_claims', '
 
 # %% ../../nbs/09_phases/05_pretrain_masked.ipynb #d2bb3df7
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -56,10 +55,9 @@ def load_or_make(run: Run, config: PretrainConfig, data: PretrainData, settings:
     if config.base_model:
         loaded = load_mlm(locate_model(config.base_model, settings, "masked"))
         data.doubt = trained_itself(check_parent_text(run, run.manifest["inputs"], loaded.name))
-        if unknown := unknown_characters(loaded.tokenizer, (d.text for d in islice(data.splits.documents("train"), 200))): run.warn(unknown)
+        if unknown := unknown_characters(loaded.tokenizer, islice(data.splits.texts("train"), 200)): run.warn(unknown)
     else:
-        texts: Iterator[str] = (document.text for document in data.splits.documents("train"))
-        tokenizer = train_unigram(texts, config.vocab_size)
+        tokenizer = train_unigram(data.splits.texts("train"), config.vocab_size)
         made = new_mlm(tokenizer, config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.max_position_embeddings)
         loaded = LoadedModel(made, tokenizer, "none, from scratch", "new")
     check_length(config, loaded.model)
@@ -109,7 +107,7 @@ def judge_pretrain(run: Run, config: PretrainConfig, data: PretrainData, trained
     windows, places = data.windows["domain/test"], (run.folder / "checkpoints/step-000000", best_checkpoint(run.folder)["folder"])
     first, tuned = (load_mlm(place, pick_device(config.device)) for place in places)
     before, after = (score(one.model, one.tokenizer, windows, None, batch_tokens(config)) for one in (first, tuned))
-    unigram = unigram_scores(tuned.tokenizer, (d.text for d in data.splits.documents("train")), windows)
+    unigram = unigram_scores(tuned.tokenizer, data.splits.texts("train"), windows)
     was, now = (compare(unigram, scores, seed=config.seed) for scores in (before, after))
     claims = promised(run)
     settle(claims, "domain", now.result(), before=max(was.change, now.sure[1]) <= HALF, doubt=data.doubt)

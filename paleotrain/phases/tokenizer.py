@@ -43,7 +43,7 @@ class TrainingText:
 
     def __iter__(self) -> Iterator[str]:
         total = self.splits.counts["train"]["documents"]
-        return (d.text for d in tqdm(self.splits.documents("train"), self.label, total, leave=False, mininterval=1, unit=" documents"))
+        return iter(tqdm(self.splits.texts("train"), self.label, total, leave=False, mininterval=1, unit=" documents"))
 
 @dataclass
 class TokenizerData:
@@ -89,7 +89,7 @@ def prepare(run: Run, config: TokenizerConfig, settings: Settings) -> TokenizerD
     about = {"kind": "documents", "split_by": splits.split_by, "splits": splits.counts, "overlap": splits.overlap, "test_units": splits.ids["test"]}
     record_inputs(run, inputs, splits.report.bad, title=f"Tokenizers: {config.name}", data=about, parent=parent,
                   baseline="the same tokenizer before the terms were added")
-    texts = [d.text for d in splits.documents("test")]
+    texts = list(splits.texts("test"))
     met = count_terms(TrainingText(splits, "terms") if terms else (), terms)
     return TokenizerData(splits, terms, *met, count_terms(texts, terms).counts, texts, given)
 
