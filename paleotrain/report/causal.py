@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from . import summary
 from .blocks import Block
 from .figures import DOTS, TRAINING, Line, Panel, curves, ending, kept, series
-from .figures import star as star
 from .record import NARROW, RunRecord, absent, count, esc, magnitude, note, number, pair, percent
 from .record import small, spanned, table, typeset, without_gaps
 from .summary import sentence
