@@ -19,7 +19,7 @@ TRAINING = SMALL | {"max_steps": 400, "eval_steps": 200, "save_steps": 200}
 def code(phase: str) -> list[str]:
     """The code cells of a run notebook, without its parameters."""
     cells = nbformat.read(ROOT / "nbs" / f"run_{phase}.ipynb", as_version=4).cells
-    return [cell.source for cell in cells if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", [])]
+    return [cell.source for cell in cells if cell.cell_type == "code" and not {"first", "parameters"} & set(cell.metadata.get("tags", []))]
 
 
 class Notebook:
