@@ -188,7 +188,8 @@ def test_the_report_of_a_training_tells_what_was_not_read():
     from paleotrain.report.blocks import inputs_table
     entry = {"role": "training", "path": "a.jsonl", "documents": 2, "bytes": 9, "sha256": "0" * 64,
              "left_out": {"the column label, not read": 2}, "bad_lines": ["9: <no> JSON"]}
-    table = inputs_table(SimpleNamespace(manifest={"inputs": [entry, {name: entry[name] for name in ("role", "path", "documents", "bytes", "sha256")}]}))
+    bare = {name: entry[name] for name in ("role", "path", "documents", "bytes", "sha256")}
+    table = inputs_table(SimpleNamespace(status="finished", manifest={"inputs": [entry, bare]}))
     assert "2 × the column label, not read" in table and "9: &lt;no&gt; JSON" in table
 
 
