@@ -289,6 +289,12 @@ def test_a_run_notebook_shows_sections_that_its_report_has(notebook):
         assert asked and set(asked) <= {one.title for one in PAGES[kind].sections}
 
 
+def test_a_home_that_cannot_be_written_costs_no_report(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> None: raise PermissionError("read-only home")
+    monkeypatch.setattr(NotebookNotary, "sign", refused)
+    assert render_report(Path(shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("report.*")))).is_file()
+
+
 def test_the_notebook_of_a_report_is_trusted_and_has_the_look_of_its_page(whole: Path) -> None:
     notebook = nbformat.read(whole / "report.ipynb", as_version=4)
     assert NotebookNotary().check_signature(notebook) # or JupyterLab would show the letters of a figure alone
