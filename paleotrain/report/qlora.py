@@ -27,7 +27,7 @@ def quantisation_said(run: RunRecord) -> str:
     if row.get("full") is None: return ""
     held, adapted = (percent(row[when] / row["full"] - 1) for when in ("before", "after"))
     full = f"The unquantised base has a perplexity of {number(row['full'])} on the test text"
-    return f"{full}; as it was held while training it has {held}, with the adapter {adapted}."
+    return f"{full}; held as it was in training it comes to {held}, with the adapter {adapted}."
 
 # %% ../../nbs/10_report/20_qlora.ipynb #5f4c05e9
 BITS = {"nf4": "NF4, 4 bits per weight", "none": "not quantised"}
